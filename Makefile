@@ -1,0 +1,38 @@
+# Two commands do everything: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/stamps
+
+.PHONY: demo test check clean install
+
+demo: $(STAMPS)/demo
+	$(BIN)/retain demo
+
+test: $(STAMPS)/demo
+	$(BIN)/python -m pytest -q
+
+check: $(STAMPS)/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+install: $(STAMPS)/dev
+
+# torch first and alone: then a CPU wheel is taken where pip finds one.
+$(STAMPS)/torch: constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	mkdir -p $(STAMPS)
+	$(BIN)/pip install --quiet $$(grep '^torch==' constraints.txt)
+	touch $@
+
+$(STAMPS)/dev: $(STAMPS)/torch pyproject.toml
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[demo,dev]'
+	touch $@
+
+$(STAMPS)/demo: $(STAMPS)/dev requirements-demo.txt
+	$(BIN)/pip install --quiet --no-deps --require-hashes --requirement requirements-demo.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,1 @@
+"""What runs on a login node: it decides and starts, and never imports torch."""

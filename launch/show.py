@@ -1,0 +1,67 @@
+"""Plans and reports as text for a person."""
+
+import shlex
+
+from rich.console import Console
+from rich.table import Table
+
+from trainer.config.plan import Plan
+from trainer.evaluation.report import TABLE_COLUMNS, ForgettingReport, table_rows
+
+GIB = 2**30
+
+
+def plan_text(plan: Plan) -> str:
+    """What will run, why, how much memory it takes, and the command to paste."""
+    config, memory = plan.config, plan.memory
+    training = config.training
+    tasks = ", ".join(f"{name} x{task.weight:g}" for name, task in config.data.tasks.items())
+    per_step = (
+        f"{plan.world_size} rank(s) x {plan.microbatches_per_step} micro-batches x {plan.examples_per_microbatch}"
+    )
+    share = memory.num_trainable_parameters / memory.num_parameters
+    lines = [
+        f"run folder  {plan.run_folder}",
+        f"model       {plan.model_folder}",
+        f"            {memory.num_parameters:,} parameters, {memory.num_trainable_parameters:,} trainable "
+        f"({share:.2%}), method {config.method}, {training.precision}",
+        f"tasks       {tasks}",
+        f"strategy    {plan.strategy} on {plan.world_size} x {plan.device}",
+        f"batch       {training.examples_per_step} examples a step = {per_step}",
+        f"steps       {training.num_steps}, warm-up {training.warmup_steps}, peak learning rate "
+        f"{training.learning_rate:g}, {training.schedule}",
+        "",
+        "decisions" if plan.decisions else "decisions   none: everything as asked",
+        *(f"  {d.field}: {d.asked} -> {d.used}  ({d.reason})" for d in plan.decisions),
+        "",
+        "model states a device (activations and buffers come on top)",
+        *(f"  {label:<18}{size / GIB:>9.3f} GiB" for label, size in _memory_rows(plan)),
+        "",
+        "environment",
+        *(f"  {name}={shlex.quote(value)}" for name, value in sorted(plan.environment.items())),
+        "",
+        "command",
+        f"  {shlex.join(plan.argv)}",
+    ]
+    return "\n".join(lines)
+
+
+def _memory_rows(plan: Plan) -> list[tuple[str, int]]:
+    memory = plan.memory
+    return [
+        ("weights", memory.weight_bytes),
+        ("gradients", memory.gradient_bytes),
+        ("optimizer states", memory.optimizer_bytes),
+        ("together", memory.model_state_bytes),
+    ]
+
+
+def print_report(report: ForgettingReport) -> None:
+    """The before/after table on the screen."""
+    table = Table(title="Before and after training", title_justify="left")
+    for column in TABLE_COLUMNS:
+        table.add_column(column, justify="left" if column in ("Capability", "Measure", "Verdict") else "right")
+    for row in table_rows(report):
+        style = {"WORSENED": "red", "improved": "green"}.get(row[-1])
+        table.add_row(*row, style=style)
+    Console(width=None if Console().is_terminal else 120).print(table)

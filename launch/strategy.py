@@ -1,0 +1,146 @@
+"""From what was asked and what is here to device, ranks, strategy and batch split, with a reason for each.
+
+Pure: the same request on the same machine gives the same answer.
+"""
+
+from dataclasses import dataclass
+
+from launch.machine import Machine
+from launch.memory import ModelFacts, estimate_memory, num_lora_parameters
+from trainer.config.errors import ConfigError
+from trainer.config.plan import Decision, Device, MemoryEstimate
+from trainer.config.schema import RunConfig, Strategy
+
+USABLE_MEMORY_SHARE = 0.7
+"""Share of a device's memory that model states may take; the rest is for activations and buffers."""
+
+LARGEST_AUTO_MICROBATCH = 16
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a run is spread over devices, and why."""
+
+    device: Device
+    world_size: int
+    strategy: Strategy
+    examples_per_microbatch: int
+    microbatches_per_step: int
+    memory: MemoryEstimate
+    decisions: tuple[Decision, ...]
+
+
+def choose_layout(config: RunConfig, *, machine: Machine, facts: ModelFacts) -> Layout:
+    """Decide device, ranks, strategy and micro-batch.
+
+    Raises:
+        ConfigError: what was asked cannot be done here, or does not divide.
+    """
+    decisions: list[Decision] = []
+    device = _choose_device(config, machine, decisions)
+    world_size = _choose_world_size(config, machine, device, decisions)
+    estimates = _estimates(config, facts, world_size)
+    strategy = _choose_strategy(config, machine, device, world_size, estimates, decisions)
+    microbatch = _choose_microbatch(config, world_size, decisions)
+    per_rank = config.training.examples_per_step // world_size
+    return Layout(
+        device, world_size, strategy, microbatch, per_rank // microbatch, estimates[strategy], tuple(decisions)
+    )
+
+
+def _choose_device(config: RunConfig, machine: Machine, decisions: list[Decision]) -> Device:
+    asked = config.layout.device
+    if asked == "cuda" and machine.num_gpus == 0:
+        raise ConfigError("layout.device: found cuda, but no NVIDIA GPU is visible here. Set layout.device=cpu.")
+    if asked != "auto":
+        return asked
+    device: Device = "cuda" if machine.num_gpus else "cpu"
+    reason = f"{machine.num_gpus} GPU(s) visible" if machine.num_gpus else "no NVIDIA GPU is visible"
+    decisions.append(Decision(field="layout.device", asked="auto", used=device, reason=reason))
+    return device
+
+
+def _choose_world_size(config: RunConfig, machine: Machine, device: Device, decisions: list[Decision]) -> int:
+    asked = config.layout.processes
+    if config.layout.strategy == "single" and asked not in (1, "auto"):
+        raise ConfigError(
+            f"layout.processes: found {asked} with layout.strategy single, wanted 1. Use ddp or zero1, zero2, zero3."
+        )
+    if asked == "auto":
+        used = machine.num_gpus if device == "cuda" and config.layout.strategy != "single" else 1
+        reason = "strategy single" if config.layout.strategy == "single" else f"one rank for each {device} device"
+        decisions.append(Decision(field="layout.processes", asked="auto", used=str(used), reason=reason))
+        return used
+    if device == "cuda" and asked > machine.num_gpus:
+        raise ConfigError(
+            f"layout.processes: found {asked}, but {machine.num_gpus} GPU(s) are visible. "
+            f"Set layout.processes={machine.num_gpus} or auto."
+        )
+    return asked
+
+
+def _estimates(config: RunConfig, facts: ModelFacts, world_size: int) -> dict[Strategy, MemoryEstimate]:
+    base = facts.num_parameters
+    lora = num_lora_parameters(facts, config.lora_or_default) if config.method == "lora" else 0
+    frozen, trainable = (base, lora) if config.method == "lora" else (0, base)
+    strategies: tuple[Strategy, ...] = ("single", "ddp", "zero1", "zero2", "zero3")
+    return {
+        strategy: estimate_memory(
+            num_frozen=frozen,
+            num_trainable=trainable,
+            strategy=strategy,
+            world_size=world_size,
+            precision=config.training.precision,
+        )
+        for strategy in strategies
+    }
+
+
+def _choose_strategy(
+    config: RunConfig,
+    machine: Machine,
+    device: Device,
+    world_size: int,
+    estimates: dict[Strategy, MemoryEstimate],
+    decisions: list[Decision],
+) -> Strategy:
+    asked = config.layout.strategy
+    if asked != "auto":
+        return asked
+    per_rank = min(machine.gpu_memory_bytes) if device == "cuda" else machine.memory_bytes // world_size
+    budget = int(USABLE_MEMORY_SHARE * per_rank)
+    order: tuple[Strategy, ...] = ("single",) if world_size == 1 else ("ddp", "zero1", "zero2", "zero3")
+    used = next((name for name in order if estimates[name].model_state_bytes <= budget), order[-1])
+    need = estimates[used].model_state_bytes
+    fits = "fit in" if need <= budget else "DO NOT FIT in"
+    reason = (
+        f"model states of {need / GIB:.2f} GiB a rank {fits} {budget / GIB:.1f} GiB "
+        f"({USABLE_MEMORY_SHARE:.0%} of a device)"
+    )
+    decisions.append(Decision(field="layout.strategy", asked="auto", used=used, reason=reason))
+    return used
+
+
+def _choose_microbatch(config: RunConfig, world_size: int, decisions: list[Decision]) -> int:
+    total, asked = config.training.examples_per_step, config.training.examples_per_device
+    if total % world_size:
+        lower, upper = total - total % world_size, total + world_size - total % world_size
+        choices = " or ".join(str(number) for number in (lower, upper) if number)
+        raise ConfigError(
+            f"training.examples_per_step: found {total}, which does not divide by {world_size} ranks. "
+            f"Set it to {choices}, or change layout.processes."
+        )
+    per_rank = total // world_size
+    if asked == "auto":
+        used = max(n for n in range(1, min(per_rank, LARGEST_AUTO_MICROBATCH) + 1) if per_rank % n == 0)
+        reason = f"{per_rank} examples a rank and step, in micro-batches of at most {LARGEST_AUTO_MICROBATCH}"
+        decisions.append(Decision(field="training.examples_per_device", asked="auto", used=str(used), reason=reason))
+        return used
+    if per_rank % asked:
+        divisors = ", ".join(str(n) for n in range(1, per_rank + 1) if per_rank % n == 0)
+        raise ConfigError(
+            f"training.examples_per_device: found {asked}, but each rank's {per_rank} examples a step "
+            f"({total} / {world_size} ranks) do not divide by it. Set it to one of {divisors}."
+        )
+    return asked

@@ -1,0 +1,1 @@
+"""What every rank executes: data, engines, the loop, checkpoints, evaluation."""

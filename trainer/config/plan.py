@@ -1,0 +1,130 @@
+"""Plan: exactly what will be executed, as one frozen value that `retain plan` prints and every rank reads.
+
+Made by launch.plan from a RunConfig and the machine; written to plan.json in
+the run folder, from which any later stage can be repeated.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from trainer.config.errors import ConfigError
+from trainer.config.schema import RunConfig, Section, Strategy
+
+Device = Literal["cpu", "cuda"]
+PLAN_SCHEMA_VERSION = 1
+
+
+class Decision(Section):
+    """A choice that Retain made, or a departure from what was asked: printed and recorded."""
+
+    field: str
+    """Dotted key of the configuration."""
+
+    asked: str
+    """What the configuration says."""
+
+    used: str
+    """What will be used."""
+
+    reason: str
+    """Why, with the numbers behind it."""
+
+
+class MemoryEstimate(Section):
+    """Model states on one device, in bytes: what ZeRO shards. Activations are not in it."""
+
+    num_parameters: int
+    """Parameters of the model, adapters included; tied weights count once."""
+
+    num_trainable_parameters: int
+    """Parameters that receive gradients."""
+
+    weight_bytes: int
+    """Weights in the precision of computation, frozen ones included."""
+
+    gradient_bytes: int
+    """Gradients of the trainable weights."""
+
+    optimizer_bytes: int
+    """AdamW moments and, under bf16, the fp32 master weights."""
+
+    @property
+    def model_state_bytes(self) -> int:
+        """Weights, gradients and optimizer states together."""
+        return self.weight_bytes + self.gradient_bytes + self.optimizer_bytes
+
+
+class Plan(Section):
+    """One run, decided."""
+
+    schema_version: Literal[1] = PLAN_SCHEMA_VERSION
+    config: RunConfig
+    """The resolved configuration: files, `extends` and overrides merged."""
+
+    decisions: Annotated[tuple[Decision, ...], Field(strict=False)]
+    strategy: Strategy
+    device: Device
+    world_size: int
+    """Number of ranks."""
+
+    examples_per_microbatch: int
+    """Examples of one forward and backward pass on one rank."""
+
+    microbatches_per_step: int
+    """Forward and backward passes of one rank before the optimizer steps (accumulation)."""
+
+    run_folder: str
+    """Absolute path of the run folder."""
+
+    model_folder: str
+    """Absolute path of the folder that config.json and the weights are read from."""
+
+    cache_folder: str
+    """Absolute path of RETAIN_CACHE: compiled operators and demo assets."""
+
+    argv: Annotated[tuple[str, ...], Field(strict=False)]
+    """The command that starts all ranks of this node."""
+
+    environment: dict[str, str]
+    """Variables that the command needs beside the user's own environment."""
+
+    memory: MemoryEstimate
+    config_sha256: str
+    """Hash of the resolved configuration."""
+
+    code_version: str
+    """Version of Retain, with the git commit where the code is a checkout."""
+
+    @property
+    def examples_per_rank_and_step(self) -> int:
+        """Examples that one rank sees in one optimizer step."""
+        return self.examples_per_microbatch * self.microbatches_per_step
+
+    @property
+    def zero_stage(self) -> int:
+        """ZeRO stage; 0 for single and ddp."""
+        return int(self.strategy.removeprefix("zero")) if self.strategy.startswith("zero") else 0
+
+    def to_json(self) -> str:
+        """Readable JSON that `read_plan` reads back to an equal value."""
+        return self.model_dump_json(indent=2) + "\n"
+
+
+def read_plan(path: Path) -> Plan:
+    """Read plan.json.
+
+    Raises:
+        ConfigError: the file is missing, damaged, or of another version of Retain.
+    """
+    try:
+        return Plan.model_validate_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}). Is this a run folder?") from None
+    except ValidationError as error:
+        first: Any = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise ConfigError(
+            f"{path}: not a plan of this version of Retain ({key}: {first['msg']}). Start the run anew."
+        ) from None

@@ -1,0 +1,87 @@
+"""Names of everything inside a run folder: the interface between stages.
+
+No reading or writing of contents here beyond small JSON values; no torch.
+"""
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_STEP_FOLDER = re.compile(r"^step_(\d{6,})$")
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Paths of one run."""
+
+    path: Path
+
+    @property
+    def plan(self) -> Path:
+        """The frozen plan that every rank executes."""
+        return self.path / "plan.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a logged step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Event files: `tensorboard --logdir` reads this."""
+        return self.path / "tensorboard"
+
+    @property
+    def checkpoints(self) -> Path:
+        """One folder a complete checkpoint."""
+        return self.path / "checkpoints"
+
+    @property
+    def evaluation(self) -> Path:
+        """Per-example records, one folder a measured step."""
+        return self.path / "evaluation"
+
+    @property
+    def logs(self) -> Path:
+        """Everything that libraries print, one file a rank, and each rank's outcome."""
+        return self.path / "logs"
+
+    def checkpoint(self, step: int) -> Path:
+        """Folder of the checkpoint after optimizer step `step`."""
+        return self.checkpoints / f"step_{step:06d}"
+
+    def records(self, step: int, task: str) -> Path:
+        """Per-example records of one evaluation task, measured after optimizer step `step`."""
+        return self.evaluation / f"step_{step:06d}" / f"{task}.jsonl"
+
+    def outcome(self, rank: int) -> Path:
+        """How a rank ended, written by that rank."""
+        return self.logs / f"outcome_rank_{rank:05d}.json"
+
+    def complete_checkpoints(self) -> list[int]:
+        """Steps of the complete checkpoints, oldest first. An unfinished one has another name."""
+        if not self.checkpoints.is_dir():
+            return []
+        matches = (_STEP_FOLDER.match(entry.name) for entry in self.checkpoints.iterdir() if entry.is_dir())
+        return sorted(int(match[1]) for match in matches if match)
+
+    @property
+    def has_started(self) -> bool:
+        """True once the folder holds something of a run that must not be lost."""
+        return self.metrics.exists() or bool(self.complete_checkpoints()) or self.evaluation.exists()
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write a file so that readers see the old or the new content, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a small JSON value atomically, keys in the given order."""
+    write_text_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

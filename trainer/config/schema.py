@@ -1,0 +1,240 @@
+"""RunConfig: everything a user can ask for, each field with its meaning and unit.
+
+Frozen and strict: unknown keys and wrong types are refused. Rules that concern
+one section stand in that section; rules across sections stand in RunConfig.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Strategy = Literal["single", "ddp", "zero1", "zero2", "zero3"]
+Method = Literal["full", "lora"]
+Precision = Literal["fp32", "bf16"]
+PositiveInt = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, no unknown keys, no silent conversion of types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class RunSection(Section):
+    """Where a run lives and what makes it repeatable."""
+
+    folder: str
+    """Run folder. It must not hold an earlier run; `retain train --resume RUN` continues one."""
+
+    seed: int = 17
+    """Seed of the data order, of new weights (LoRA) and of dropout."""
+
+
+class ModelSection(Section):
+    """The model to start from."""
+
+    path: str
+    """Folder with config.json and safetensors, or a hub name that is already in the local Hugging Face cache."""
+
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention implementation that transformers uses."""
+
+
+class LoraSection(Section):
+    """Low-rank adaptation (peft). Read only where `method: lora`."""
+
+    rank: PositiveInt = 16
+    """Rank of the update; adds rank * (in + out) weights for each adapted layer."""
+
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    """Scale numerator: the update is multiplied by alpha / rank."""
+
+    dropout: Share = 0.0
+    """Dropout on the input of the update."""
+
+    targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = "all-linear"
+    """Module names to adapt, for example [q_proj, v_proj], or all linear layers but the output head."""
+
+
+class ScoreSection(Section):
+    """How the held-out answers of a task are scored, beside their loss."""
+
+    kind: Literal["choice", "generate"]
+    """choice: the label with the highest log-likelihood answers. generate: greedy decoding, then `scorer`."""
+
+    choices: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """The labels to choose from; white space before the response goes before each of them (kind: choice)."""
+
+    scorer: Literal["exact_match", "chrf"] = "exact_match"
+    """exact_match: equal after trimming, 0 or 1. chrf: chrF2 of sacrebleu per sentence, 0 to 1 (kind: generate)."""
+
+    max_new_tokens: PositiveInt = 48
+    """Longest generated answer, in tokens (kind: generate)."""
+
+    @model_validator(mode="after")
+    def _choices_fit_kind(self) -> Self:
+        if self.kind == "choice" and len(set(self.choices)) < 2:
+            raise ValueError("kind: choice needs at least two different `choices`")
+        if self.kind == "generate" and self.choices:
+            raise ValueError("`choices` belongs to kind: choice; remove it or change the kind")
+        return self
+
+
+class TaskSection(Section):
+    """One task of the mixture: its files, its instruction and its share."""
+
+    train: str
+    """JSONL file with training examples, one object a line."""
+
+    heldout: str
+    """JSONL file with examples never trained on: measured before step 0 and after training."""
+
+    prompt: str
+    """Jinja template of the instruction, over the columns of a line. Not trained on."""
+
+    response: str
+    """Jinja template of the answer. Its tokens, and the end-of-text token after it, carry the loss."""
+
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Share of the examples relative to the other tasks' weights."""
+
+    score: ScoreSection | None = None
+    """Task score on held-out examples. Without it, only the loss is measured."""
+
+
+class DataSection(Section):
+    """What the model is trained on."""
+
+    sequence_length_tokens: Annotated[int, Field(ge=8)]
+    """Longest example, prompt and response together, in tokens. At most the model's context."""
+
+    on_overlength: Literal["error", "drop"] = "error"
+    """An example that is too long: stop, or leave it out (counted and told). Never cut in silence."""
+
+    chat_template: bool = False
+    """Wrap each prompt in the tokenizer's chat template, as one user turn. An error where it has none."""
+
+    tasks: Annotated[dict[Name, TaskSection], Field(min_length=1)]
+    """The mixture, by task name."""
+
+
+class TrainingSection(Section):
+    """The optimizer's steps. `step` is always one update of the weights."""
+
+    num_steps: PositiveInt
+    """Optimizer steps of the whole run."""
+
+    examples_per_step: PositiveInt
+    """Global batch: examples of one optimizer step over all ranks and micro-batches."""
+
+    examples_per_device: PositiveInt | Literal["auto"] = "auto"
+    """Examples of one micro-batch on one device. auto: the largest divisor of a rank's share that is at most 16."""
+
+    learning_rate: Annotated[float, Field(gt=0)]
+    """Peak learning rate of AdamW, reached after the warm-up."""
+
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Course of the learning rate after the warm-up."""
+
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps of linear rise to the peak."""
+
+    final_learning_rate_share: Share = 0.1
+    """Learning rate at the last step as a share of the peak (cosine)."""
+
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay of AdamW; not applied to biases and norm weights."""
+
+    adam_beta1: Share = 0.9
+    """Decay of the first moment."""
+
+    adam_beta2: Share = 0.999
+    """Decay of the second moment."""
+
+    adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    """Added to the root of the second moment."""
+
+    max_gradient_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Global L2 norm to which gradients are clipped."""
+
+    precision: Precision = "fp32"
+    """fp32, or bf16 computation over fp32 master weights."""
+
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+    log_every_steps: PositiveInt = 10
+    """Steps between two lines of metrics (metrics.jsonl, TensorBoard, screen)."""
+
+
+class LayoutSection(Section):
+    """How the run is spread over devices."""
+
+    strategy: Strategy | Literal["auto"] = "auto"
+    """single, ddp, or ZeRO stage 1, 2, 3 (DeepSpeed). auto: the simplest one whose model states fit."""
+
+    processes: PositiveInt | Literal["auto"] = "auto"
+    """Ranks, one for each device. auto: every GPU, or one process on a machine without."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: cuda where there is a GPU."""
+
+    collective_timeout_seconds: PositiveInt = 600
+    """A collective that waits longer than this is an error on every rank."""
+
+
+class CheckpointSection(Section):
+    """When the state of a run is written."""
+
+    every_steps: PositiveInt | None = None
+    """Steps between checkpoints. One is always written at the end and when a run is stopped."""
+
+    keep_last: PositiveInt = 2
+    """Complete checkpoints to keep; older ones are removed after a newer one is complete."""
+
+
+class EvaluationSection(Section):
+    """What is measured before step 0 and after training."""
+
+    suite: str | None = None
+    """YAML file that lists base abilities (see configs/demo_suite.yaml). Without it, forgetting is not measured."""
+
+    max_examples_per_task: PositiveInt = 300
+    """Held-out examples scored for each task, chosen by hash of their id: always the same ones."""
+
+    examples_per_batch: PositiveInt = 32
+    """Examples of one evaluation batch. Batches never depend on the number of ranks."""
+
+
+class RunConfig(Section):
+    """A whole run, as the user asks for it."""
+
+    run: RunSection
+    model: ModelSection
+    method: Method = "full"
+    """full: every weight is trained. lora: low-rank updates beside frozen weights."""
+
+    lora: LoraSection | None = None
+    data: DataSection
+    training: TrainingSection
+    layout: LayoutSection = LayoutSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    evaluation: EvaluationSection = EvaluationSection()
+
+    @model_validator(mode="after")
+    def _sections_fit_together(self) -> Self:
+        if self.lora is not None and self.method != "lora":
+            raise ValueError(f"a `lora` section is given but method is {self.method!r}: set method: lora or remove it")
+        if self.training.warmup_steps > self.training.num_steps:
+            raise ValueError(
+                f"training.warmup_steps is {self.training.warmup_steps}, more than "
+                f"training.num_steps {self.training.num_steps}: the peak would never be reached"
+            )
+        return self
+
+    @property
+    def lora_or_default(self) -> LoraSection:
+        """The LoRA settings in force where `method: lora`."""
+        return self.lora or LoraSection()

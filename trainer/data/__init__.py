@@ -1,0 +1,1 @@
+"""From files to batches: sources, templates, tokens, the order over tasks."""

@@ -1,0 +1,55 @@
+"""Rows of a JSONL file as a `datasets.Dataset`, or every malformed line at once, with file and line number."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from trainer.config.errors import DataError
+
+MAX_REPORTED_LINES = 10
+
+
+def read_jsonl(path: str | Path) -> dict[int, dict[str, Any]]:
+    """Read one JSON object a line, by line number; blank lines are passed over.
+
+    Raises:
+        DataError: the file is missing or empty, or lines are not JSON objects (up to ten are named).
+    """
+    rows: dict[int, dict[str, Any]] = {}
+    bad: list[str] = []
+    try:
+        with Path(path).open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    rows[number] = _parse_row(line)
+                except ValueError as error:
+                    bad.append(f"{path}:{number}: {error}")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}). Convert it first.") from None
+    if bad:
+        more = f"\n({len(bad) - MAX_REPORTED_LINES} more malformed lines)" if len(bad) > MAX_REPORTED_LINES else ""
+        raise DataError("\n".join(bad[:MAX_REPORTED_LINES]) + more)
+    if not rows:
+        raise DataError(f"{path}: empty data set: no JSON object in the file. Wanted one object a line.")
+    return rows
+
+
+def _parse_row(line: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"malformed JSON: {error}. Wanted one JSON object a line.") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"found a JSON {type(value).__name__}, wanted an object with columns.")
+    return value
+
+
+def as_dataset(rows: list[dict[str, Any]]) -> datasets.Dataset:
+    """Rows as an Arrow table."""
+    return datasets.Dataset.from_list(rows)

@@ -1,0 +1,119 @@
+"""Prompt and response texts to token ids, once for each task, kept as an Arrow table.
+
+Prompt and response are tokenised apart and joined as ids, so that training and
+generation cut the text at the same place. The end-of-text token is trained.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+from transformers import PreTrainedTokenizerBase
+
+from trainer.config.errors import DataError
+from trainer.data.sources import as_dataset, read_jsonl
+from trainer.data.templates import Rendered, TaskTemplate
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedExample:
+    """Ids of one example; the loss is on the last `num_target_tokens` of them."""
+
+    input_ids: list[int]
+    num_target_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class TaskData:
+    """The training examples of one task."""
+
+    name: str
+    table: datasets.Dataset
+    num_dropped_overlength: int
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> TokenizedExample:
+        row = self.table[index]
+        return TokenizedExample(row["input_ids"], row["num_target_tokens"])
+
+
+class PromptEncoder:
+    """Texts to ids for one tokenizer, with or without its chat template."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, chat_template: bool) -> None:
+        if tokenizer.eos_token_id is None:
+            raise DataError("model.path: its tokenizer has no end-of-text token: a trained answer could never end.")
+        if chat_template and not tokenizer.chat_template:
+            raise DataError("data.chat_template: true, but the tokenizer has no chat template. Set it to false.")
+        self.tokenizer = tokenizer
+        self.chat_template = chat_template
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """Ids of a prompt, ready to be continued by the response."""
+        if self.chat_template:
+            text = self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
+            )
+            return list(self.tokenizer.encode(text, add_special_tokens=False))
+        return [*self.start_ids(), *self.text_ids(prompt)]
+
+    def response_ids(self, response: str) -> list[int]:
+        """Ids of a response with the end-of-text token."""
+        return [*self.text_ids(response), self.tokenizer.eos_token_id]
+
+    def text_ids(self, text: str) -> list[int]:
+        """Ids of bare text."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def start_ids(self) -> list[int]:
+        """Ids that open a text without a prompt: the beginning-of-text token where the tokenizer has one."""
+        return [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
+
+    def decode(self, ids: list[int]) -> str:
+        """Generated ids as trimmed text, special tokens left out."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+    @property
+    def pad_token_id(self) -> int:
+        """Id that fills rows up; it carries no loss."""
+        return int(self.tokenizer.pad_token_id)
+
+
+def render_task(path: str, template: TaskTemplate) -> list[Rendered]:
+    """Read and render one file of a task.
+
+    Raises:
+        DataError: see `read_jsonl` and `TaskTemplate.render`.
+    """
+    return [template.render(row, where=f"{path}:{line}") for line, row in read_jsonl(path).items()]
+
+
+def tokenize_task(
+    name: str, rendered: list[Rendered], *, encoder: PromptEncoder, sequence_length_tokens: int, on_overlength: str
+) -> TaskData:
+    """Encode the training examples of a task.
+
+    Raises:
+        DataError: an example is too long and `on_overlength` is "error", or none is left.
+    """
+    rows: list[dict[str, Any]] = []
+    overlength = 0
+    for example in rendered:
+        prompt, response = encoder.prompt_ids(example.prompt), encoder.response_ids(example.response)
+        length = len(prompt) + len(response)
+        if length > sequence_length_tokens:
+            overlength += 1
+            if on_overlength == "error":
+                raise DataError(
+                    f"data.tasks.{name}: example {example.example_id} has {length} tokens, more than "
+                    f"data.sequence_length_tokens {sequence_length_tokens}. Raise it, or set data.on_overlength=drop."
+                )
+            continue
+        rows.append({"input_ids": [*prompt, *response], "num_target_tokens": len(response)})
+    if not rows:
+        raise DataError(
+            f"data.tasks.{name}: empty data set: all {overlength} examples are over-long. Raise the length."
+        )
+    return TaskData(name, as_dataset(rows), overlength)

@@ -1,0 +1,1 @@
+"""Parallelism behind one small protocol: `plain` (accelerate) and `zero` (DeepSpeed)."""

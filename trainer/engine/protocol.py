@@ -1,0 +1,57 @@
+"""What the loop needs from a parallelism backend, and nothing more. All methods are collective."""
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from trainer.data.collate import Batch
+from trainer.distributed import World
+
+
+class Engine(Protocol):
+    """One model, its gradients and its optimizer, spread over all ranks."""
+
+    world: World
+    model: Any
+    """The module as transformers or peft made it; its parameters may be partitioned."""
+
+    def microstep(self, *, last: bool) -> AbstractContextManager[None]:
+        """Around one forward and backward; gradients are summed over ranks only in the last of a step."""
+        ...
+
+    def forward(self, batch: Batch) -> Tensor:
+        """logits_BTV of a batch on this rank's device."""
+        ...
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate gradients of `loss`. Never rescales it."""
+        ...
+
+    def apply(self, *, learning_rate: float) -> float:
+        """Clip by the global norm, step, zero the gradients.
+
+        Returns:
+            The global L2 norm before clipping.
+
+        Raises:
+            NonFiniteError: the norm is not finite; on every rank, and no weight was touched.
+        """
+        ...
+
+    def generate(self, input_ids_BT: Tensor, attention_mask_BT: Tensor, *, max_new_tokens: int) -> Tensor:
+        """Greedy continuations of left-padded prompts: the new ids only, shape (B, at most max_new_tokens)."""
+        ...
+
+    def gather_weights(self) -> dict[str, Tensor]:
+        """Trainable weights by name, whole and on the CPU, on the main rank; empty on the others."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write optimizer (and partitioned weight) state into a folder that exists on every rank."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote with the same layout; weights of `plain` are loaded before the engine is made."""
+        ...

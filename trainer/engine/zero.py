@@ -1,0 +1,146 @@
+"""Engine over native DeepSpeed: ZeRO stages 1, 2 and 3. The only file that knows deepspeed.
+
+Run as a program (`python -m trainer.engine.zero`) it compiles the operators that
+DeepSpeed would otherwise compile inside the first training process.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.accelerator import get_accelerator
+from torch import Tensor
+from transformers.integrations import HfDeepSpeedConfig
+
+from trainer.config.deepspeed import deepspeed_config
+from trainer.config.errors import NonFiniteError
+from trainer.config.plan import Plan
+from trainer.data.collate import Batch
+from trainer.distributed import World
+from trainer.engine.generation import greedy_continuation
+from trainer.model import optimizer_groups
+
+TAG = "engine"
+
+
+@contextmanager
+def partitioned_loading(plan: Plan) -> Iterator[None]:
+    """Inside, transformers loads weights straight into ZeRO-3 partitions: no rank ever holds the whole model.
+
+    transformers finds the configuration through a global weak reference, so it lives exactly as long as this block.
+    """
+    holder = HfDeepSpeedConfig(deepspeed_config(plan)) if plan.zero_stage == 3 else None
+    yield
+    del holder
+
+
+class ZeroEngine:
+    """Optimizer states (stage 1), gradients (2) and weights (3) are partitioned over the ranks."""
+
+    def __init__(self, model: Any, *, plan: Plan, world: World) -> None:
+        """Wrap a model.
+
+        Raises:
+            RuntimeError: DeepSpeed sees another number of ranks than the plan says.
+        """
+        training = plan.config.training
+        self.world = world
+        self.model = model
+        self._stage = plan.zero_stage
+        self._frozen_left_out = plan.config.method == "lora"
+        deepspeed.init_distributed(dist_backend="nccl" if plan.device == "cuda" else "gloo", verbose=False)
+        optimizer = torch.optim.AdamW(
+            optimizer_groups(model, weight_decay=training.weight_decay),
+            lr=training.learning_rate,
+            betas=(training.adam_beta1, training.adam_beta2),
+            eps=training.adam_epsilon,
+        )
+        self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(plan))
+        if self._engine.world_size != world.size:
+            raise RuntimeError(f"DeepSpeed sees {self._engine.world_size} ranks, the plan says {world.size}")
+        # DeepSpeed computes the norm and steps in one call. This hook stands between the two.
+        optimizer.register_step_pre_hook(self._refuse_non_finite_norm)
+
+    def _refuse_non_finite_norm(self, *_: Any) -> None:
+        norm = float(self._engine.optimizer._global_grad_norm)
+        if not torch.isfinite(torch.tensor(norm)):
+            raise NonFiniteError(f"gradient norm is {norm}")
+
+    @contextmanager
+    def microstep(self, *, last: bool) -> Iterator[None]:
+        """See Engine. DeepSpeed counts its micro-steps in `step`, which `apply` calls for the last one."""
+        self._engine.set_gradient_accumulation_boundary(is_boundary=last)
+        yield
+        if not last:
+            self._engine.step()
+
+    def forward(self, batch: Batch) -> Tensor:
+        """See Engine."""
+        return self._engine(
+            input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False
+        ).logits
+
+    def backward(self, loss: Tensor) -> None:
+        """See Engine. DeepSpeed would divide by the accumulation steps unless told not to."""
+        self._engine.backward(loss, scale_wrt_gas=False)
+
+    def apply(self, *, learning_rate: float) -> float:
+        """See Engine."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._engine.step()
+        return float(self._engine.get_global_grad_norm())
+
+    def generate(self, input_ids_BT: Tensor, attention_mask_BT: Tensor, *, max_new_tokens: int) -> Tensor:
+        """See Engine."""
+        return greedy_continuation(
+            self.model,
+            input_ids_BT,
+            attention_mask_BT,
+            max_new_tokens=max_new_tokens,
+            synced_gpus=self._stage == 3 and self.world.size > 1,
+        )
+
+    def gather_weights(self) -> dict[str, Tensor]:
+        """See Engine. Under stage 3 one weight at a time is whole, and only the main rank keeps it."""
+        frozen = {name for name, p in self.model.named_parameters() if not p.requires_grad}
+        gathered: dict[str, Tensor] = {}
+        for name, tensor in self.model.state_dict(keep_vars=True).items():
+            if self._frozen_left_out and name in frozen:
+                continue
+            with deepspeed.zero.GatheredParameters([tensor]) if self._stage == 3 else nullcontext():
+                if self.world.is_main:
+                    gathered[name] = tensor.detach().cpu().clone()
+        return gathered
+
+    def save(self, folder: Path) -> None:
+        """See Engine."""
+        self._engine.save_checkpoint(
+            str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=self._frozen_left_out
+        )
+
+    def load(self, folder: Path) -> None:
+        """See Engine.
+
+        Raises:
+            RuntimeError: DeepSpeed found no state there.
+        """
+        path, _ = self._engine.load_checkpoint(
+            str(folder), tag=TAG, load_module_strict=not self._frozen_left_out, load_lr_scheduler_states=False
+        )
+        if path is None:
+            raise RuntimeError(f"DeepSpeed found no state in {folder}")
+
+
+def build_operators() -> None:
+    """Compile what `deepspeed.init_distributed` needs on this machine, if it is not compiled yet."""
+    builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
+    if builder is not None and builder.is_compatible():
+        builder.load(verbose=False)
+
+
+if __name__ == "__main__":
+    build_operators()

@@ -1,0 +1,1 @@
+"""What was learnt and what was forgotten: scores, their statistics, the report."""

@@ -1,0 +1,114 @@
+"""Evaluation examples as token ids: the same ones at every measurement, chosen by hash of their id."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from trainer.config.errors import DataError
+from trainer.data.sources import read_jsonl
+from trainer.data.templates import Rendered, TaskTemplate
+from trainer.data.tokenize import PromptEncoder
+from trainer.evaluation.suite import EvaluationTask, SuiteTask
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationExample:
+    """One example of one task."""
+
+    example_id: str
+    prompt: str
+    target: str
+    candidates: tuple[str, ...]
+    """Texts to score: the response (text), all choices (choice), none (generate)."""
+
+    prompt_ids: tuple[int, ...]
+    candidate_ids: tuple[tuple[int, ...], ...]
+
+    @property
+    def prompt_sha256(self) -> str:
+        """Hash of exactly what the model is given."""
+        return hashlib.sha256(json.dumps([self.prompt_ids, self.candidate_ids]).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationData:
+    """The chosen examples of a task, and how many did not fit the model's context."""
+
+    examples: list[EvaluationExample]
+    num_dropped_overlength: int
+
+
+def build_examples(
+    task: EvaluationTask, *, encoder: PromptEncoder, context_tokens: int, max_examples: int
+) -> EvaluationData:
+    """Read, render, choose and encode the examples of a task.
+
+    Raises:
+        DataError: a malformed line, a missing column, two examples with one id, or none that fits.
+    """
+    spec = task.spec
+    template = TaskTemplate(task=task.capability, prompt=spec.prompt, response=spec.response)
+    rows = read_jsonl(spec.data)
+    rendered = {line: template.render(row, where=f"{spec.data}:{line}") for line, row in rows.items()}
+    _refuse_repeated_ids(rendered, path=spec.data)
+    encoded = [
+        _encode(spec, example, row=rows[line], encoder=encoder, where=f"{spec.data}:{line}")
+        for line, example in sorted(rendered.items(), key=lambda item: _hash(item[1].example_id))
+    ]
+    fitting = [example for example in encoded if _length(example, spec) <= context_tokens]
+    if not fitting:
+        raise DataError(f"{spec.data}: no example of {task.name} fits the model's {context_tokens} tokens.")
+    return EvaluationData(fitting[:max_examples], len(encoded) - len(fitting))
+
+
+def _hash(example_id: str) -> str:
+    return hashlib.sha256(example_id.encode()).hexdigest()
+
+
+def _refuse_repeated_ids(rendered: Mapping[int, Rendered], *, path: str) -> None:
+    seen: dict[str, int] = {}
+    for line, example in rendered.items():
+        if example.example_id in seen:
+            raise DataError(f"{path}:{line}: id {example.example_id!r} is also on line {seen[example.example_id]}.")
+        seen[example.example_id] = line
+
+
+def _encode(
+    spec: SuiteTask, example: Rendered, *, row: Mapping[str, Any], encoder: PromptEncoder, where: str
+) -> EvaluationExample:
+    candidates = _candidates(spec, example, row=row, where=where)
+    encode = encoder.response_ids if spec.kind == "text" and spec.end_of_text else encoder.text_ids
+    bare_text = spec.kind == "text" and not example.prompt
+    return EvaluationExample(
+        example_id=example.example_id,
+        prompt=example.prompt,
+        target=example.response,
+        candidates=candidates,
+        prompt_ids=tuple(encoder.start_ids() if bare_text else encoder.prompt_ids(example.prompt)),
+        candidate_ids=tuple(tuple(encode(candidate)) for candidate in candidates),
+    )
+
+
+def _candidates(spec: SuiteTask, example: Rendered, *, row: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    match spec.kind:
+        case "generate":
+            return ()
+        case "text":
+            return (example.response,)
+    column = spec.choices_column
+    if column is not None and not isinstance(row.get(column), list):
+        raise DataError(f"{where}: column {column!r}: found {row.get(column)!r}, wanted a list of candidates.")
+    texts = tuple(map(str, row[column])) if column is not None else spec.choices
+    # Candidates take the white space before the response: whoever writes " {{ label }}" means it for all of them.
+    lead = example.response[: len(example.response) - len(example.response.lstrip())]
+    candidates = tuple(lead + text.strip() for text in texts)
+    if example.response not in candidates:
+        raise DataError(f"{where}: the right answer {example.response!r} is not among the candidates {candidates}.")
+    return candidates
+
+
+def _length(example: EvaluationExample, spec: SuiteTask) -> int:
+    longest = max((len(ids) for ids in example.candidate_ids), default=0)
+    return len(example.prompt_ids) + (spec.max_new_tokens if spec.kind == "generate" else longest)

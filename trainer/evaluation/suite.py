@@ -1,0 +1,142 @@
+"""What is measured: evaluation tasks from the run's own tasks and from a suite file of base abilities.
+
+A suite file is YAML: `tasks:` maps names to the fields of SuiteTask. No data is read here; no torch.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from trainer.config.errors import ConfigError
+from trainer.config.load import load_as
+from trainer.config.schema import Name, PositiveInt, RunConfig, ScoreSection, Section, TaskSection
+from trainer.evaluation.forgetting import Group, TaskDescription
+
+
+class SuiteTask(Section):
+    """One measurement of one capability."""
+
+    kind: Literal["text", "choice", "generate"]
+    """text: loss of the response. choice: pick among candidates by log-likelihood. generate: answer freely."""
+
+    data: str
+    """JSONL file of examples; "id" is used where there is one."""
+
+    prompt: str = ""
+    """Jinja template of what the model is given; may be empty for kind text."""
+
+    response: str
+    """Jinja template of the measured text (text) or of the right answer (choice, generate)."""
+
+    choices: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Candidates, the same for every example (kind: choice)."""
+
+    choices_column: str | None = None
+    """Column that holds each example's list of candidates (kind: choice)."""
+
+    length_normalised: bool = False
+    """Compare log-likelihood per UTF-8 byte: for candidates of different lengths (kind: choice)."""
+
+    scorer: Literal["exact_match", "chrf"] = "exact_match"
+    """How a generated answer is scored (kind: generate)."""
+
+    max_new_tokens: PositiveInt = 48
+    """Longest generated answer, in tokens (kind: generate)."""
+
+    end_of_text: bool = False
+    """Measure the end-of-text token after the response as well (kind: text)."""
+
+    @model_validator(mode="after")
+    def _choices_fit_kind(self) -> Self:
+        if self.kind == "choice" and bool(self.choices) == (self.choices_column is not None):
+            raise ValueError("kind: choice needs either `choices` or `choices_column`")
+        if self.kind != "choice" and (self.choices or self.choices_column):
+            raise ValueError("`choices` and `choices_column` belong to kind: choice")
+        return self
+
+
+class Suite(Section):
+    """A suite file."""
+
+    tasks: Annotated[dict[Name, SuiteTask], Field(min_length=1)]
+    """Base abilities, by name."""
+
+
+class EvaluationTask(Section):
+    """A named measurement, ready to be run."""
+
+    name: str
+    capability: str
+    group: Group
+    spec: SuiteTask
+
+    @property
+    def scorer(self) -> str:
+        """Name and version of what turns outputs into numbers: records of different scorers are never joined."""
+        match self.spec.kind:
+            case "text":
+                return "token_nll@1"
+            case "choice":
+                return "choice_accuracy_per_byte@1" if self.spec.length_normalised else "choice_accuracy@1"
+        return f"{self.spec.scorer}@1"
+
+    @property
+    def description(self) -> TaskDescription:
+        """How to read its numbers in the report."""
+        measure, unit = {
+            "text": ("loss", "nats/token"),
+            "choice": ("accuracy", "share"),
+            "generate": ("chrF", "share") if self.spec.scorer == "chrf" else ("exact match", "share"),
+        }[self.spec.kind]
+        return TaskDescription(
+            name=self.name,
+            capability=self.capability,
+            group=self.group,
+            kind=self.spec.kind,
+            measure=measure,
+            unit=unit,
+            higher_is_better=self.spec.kind != "text",
+        )
+
+
+def evaluation_tasks(config: RunConfig, *, variables: Mapping[str, str]) -> list[EvaluationTask]:
+    """Everything a run measures: loss and score of each trained task, then the base abilities of the suite.
+
+    Raises:
+        ConfigError: the suite file is wrong, or a name stands in both.
+    """
+    tasks = [task for name, section in config.data.tasks.items() for task in _of_trained_task(name, section)]
+    if config.evaluation.suite is None:
+        return tasks
+    suite = load_as(Suite, Path(config.evaluation.suite), variables=variables)
+    for name, spec in suite.tasks.items():
+        if name in config.data.tasks:
+            raise ConfigError(
+                f"{config.evaluation.suite}: tasks.{name}: this is also a trained task (data.tasks.{name}). "
+                "A base ability must not be trained on: rename it or measure something else."
+            )
+        tasks.append(EvaluationTask(name=name, capability=name, group="base", spec=spec))
+    return tasks
+
+
+def _of_trained_task(name: str, task: TaskSection) -> list[EvaluationTask]:
+    common = {"data": task.heldout, "prompt": task.prompt, "response": task.response}
+    specs = {"loss": SuiteTask(kind="text", end_of_text=True, **common)}
+    if task.score is not None:
+        specs |= {_score_name(task.score): _score_spec(task.score, common)}
+    return [
+        EvaluationTask(name=f"{name}-{measure}", capability=name, group="trained", spec=spec)
+        for measure, spec in specs.items()
+    ]
+
+
+def _score_name(score: ScoreSection) -> str:
+    return "accuracy" if score.kind == "choice" else score.scorer
+
+
+def _score_spec(score: ScoreSection, common: Mapping[str, str]) -> SuiteTask:
+    if score.kind == "choice":
+        return SuiteTask(kind="choice", choices=score.choices, **common)
+    return SuiteTask(kind="generate", scorer=score.scorer, max_new_tokens=score.max_new_tokens, **common)

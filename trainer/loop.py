@@ -1,0 +1,146 @@
+"""The training loop: what one optimizer step does on every rank.
+
+Shapes: B examples, T tokens, V vocabulary, K tasks. Every line runs on every rank
+unless it says otherwise.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trainer.config.errors import NonFiniteError
+from trainer.config.schema import TrainingSection
+from trainer.data.collate import Batch, StepBatches
+from trainer.engine.protocol import Engine
+from trainer.loss import global_target_tokens, normalised_loss, target_nll
+from trainer.schedule import learning_rate_at
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """One optimizer step, as all ranks agree on it."""
+
+    step: int
+    """Completed optimizer steps, this one included."""
+
+    loss: float
+    """Mean over the supervised tokens of the global step, nats per token."""
+
+    gradient_norm: float
+    """Global L2 norm before clipping."""
+
+    learning_rate: float
+    nll_K: Tensor
+    """Summed nats of each task."""
+
+    target_tokens_K: Tensor
+    """Supervised tokens of each task."""
+
+    num_tokens: int
+    """Real tokens, prompts included, padding excluded."""
+
+    seconds: float
+    """Wall time of the step."""
+
+    stop: bool
+    """Some rank was asked to stop."""
+
+
+def train(
+    engine: Engine,
+    batches: StepBatches,
+    *,
+    training: TrainingSection,
+    first_step: int,
+    task_names: Sequence[str],
+    stop_requested: Callable[[], bool],
+    on_step: Callable[[StepResult], None],
+) -> StepResult | None:
+    """Collective: take the remaining optimizer steps.
+
+    Args:
+        first_step: completed steps of the run so far.
+        stop_requested: asked on each rank after each step; one yes stops all ranks together.
+        on_step: called on every rank after each step, in the same order: logging, checkpoints.
+
+    Returns:
+        The last step taken, with `stop` set if the run was asked to stop; None if none was left.
+
+    Raises:
+        NonFiniteError: a loss or a gradient norm is not finite; the weights are those of the step before.
+    """
+    result = None
+    engine.model.train()
+    for step in range(first_step, training.num_steps):
+        result = train_step(
+            engine,
+            batches.at(step),
+            step=step,
+            learning_rate=_learning_rate(step, training),
+            num_tasks=len(task_names),
+            stop_requested=stop_requested,
+        )
+        on_step(result)
+        if result.stop:
+            break
+    return result
+
+
+def train_step(
+    engine: Engine,
+    microbatches: Sequence[Batch],
+    *,
+    step: int,
+    learning_rate: float,
+    num_tasks: int,
+    stop_requested: Callable[[], bool],
+) -> StepResult:
+    """Collective: one optimizer step over the micro-batches of all ranks."""
+    started = time.perf_counter()
+    device = engine.world.device
+    global_tokens = global_target_tokens(engine.world, [batch.labels_BT for batch in microbatches])
+    nll_K = torch.zeros(num_tasks, dtype=torch.float64, device=device)
+    tokens_K = torch.zeros(num_tasks, dtype=torch.float64, device=device)
+    num_tokens = torch.zeros(1, dtype=torch.float64, device=device)
+    for index, cpu_batch in enumerate(microbatches):
+        batch = cpu_batch.to(device)
+        with engine.microstep(last=index == len(microbatches) - 1):
+            nll_B, tokens_B = target_nll(engine.forward(batch), batch.labels_BT)
+            engine.backward(normalised_loss(nll_B, world_size=engine.world.size, global_tokens=global_tokens))
+        nll_K.index_add_(0, batch.task_B, nll_B.detach().double())
+        tokens_K.index_add_(0, batch.task_B, tokens_B.double())
+        num_tokens += batch.attention_mask_BT.sum()
+    stop = torch.tensor([float(stop_requested())], dtype=torch.float64, device=device)
+    sums = engine.world.sum(torch.cat([nll_K, tokens_K, num_tokens, stop])).cpu()  # the one host sync of a step
+    loss = float(sums[:num_tasks].sum() / sums[num_tasks : 2 * num_tasks].sum())
+    if not torch.isfinite(sums).all():
+        raise NonFiniteError(f"step {step + 1}: the loss is {loss}; the optimizer did not step")
+    try:
+        norm = engine.apply(learning_rate=learning_rate)
+    except NonFiniteError as error:
+        raise NonFiniteError(f"step {step + 1}: {error} (loss {loss:.4f}); the optimizer did not step") from None
+    return StepResult(
+        step=step + 1,
+        loss=loss,
+        gradient_norm=norm,
+        learning_rate=learning_rate,
+        nll_K=sums[:num_tasks],
+        target_tokens_K=sums[num_tasks : 2 * num_tasks],
+        num_tokens=int(sums[2 * num_tasks]),
+        seconds=time.perf_counter() - started,
+        stop=bool(sums[-1] > 0),
+    )
+
+
+def _learning_rate(step: int, training: TrainingSection) -> float:
+    return learning_rate_at(
+        step,
+        peak=training.learning_rate,
+        num_steps=training.num_steps,
+        warmup_steps=training.warmup_steps,
+        final_share=training.final_learning_rate_share,
+        schedule=training.schedule,
+    )

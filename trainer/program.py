@@ -1,0 +1,46 @@
+"""Frame of the small one-process programs (export, generate): library noise to a log, one line for a wrong input."""
+
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from trainer.config.errors import EXIT_CRASH, EXIT_DONE, EXIT_INPUT, InputError
+from trainer.config.run_folder import RunFolder
+from trainer.console import divert_library_output
+
+
+def run_program(run_path: Path, name: str, body: Callable[[], str]) -> int:
+    """Run `body`, print the text that it returns, and turn its errors into exit codes."""
+    folder = RunFolder(run_path)
+    if not folder.plan.is_file():
+        print(f"retain: {run_path}: not a run folder (no plan.json in it).", file=sys.stderr)
+        return EXIT_INPUT
+    log = folder.logs / f"{name}.log"
+    screen = Console(file=divert_library_output(log), highlight=False, soft_wrap=True)
+    try:
+        screen.print(body(), markup=False)
+    except InputError as error:
+        screen.print(f"retain: {error}", markup=False)
+        return EXIT_INPUT
+    except Exception as error:  # recorded in the log, told in one line
+        traceback.print_exc()
+        screen.print(f"retain: {name} failed: {type(error).__name__}: {error}. See {log}.", markup=False)
+        return EXIT_CRASH
+    return EXIT_DONE
+
+
+def weights_folder(folder: RunFolder, step: int | None) -> Path:
+    """Weights of one checkpoint, the newest by default.
+
+    Raises:
+        InputError: there is none, or not at that step.
+    """
+    steps = folder.complete_checkpoints()
+    if not steps:
+        raise InputError(f"{folder.path}: no complete checkpoint yet. Train first: retain train --resume {folder.path}")
+    if step is not None and step not in steps:
+        raise InputError(f"{folder.path}: no checkpoint at step {step}. Complete ones: {', '.join(map(str, steps))}.")
+    return folder.checkpoint(steps[-1] if step is None else step) / "weights"

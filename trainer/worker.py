@@ -1,0 +1,239 @@
+"""What every rank runs: `python -m trainer.worker plan.json [--resume]`.
+
+Reads the plan, builds data, model and engine, measures, trains, measures again,
+reports. The loop itself is in trainer/loop.py.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.checkpoint import WEIGHTS, check_checkpoint, load_state, save_checkpoint
+from trainer.config.plan import Plan, read_plan
+from trainer.config.run_folder import RunFolder
+from trainer.console import Screen, divert_library_output
+from trainer.data.collate import StepBatches
+from trainer.data.mixture import Mixture
+from trainer.data.templates import TaskTemplate
+from trainer.data.tokenize import PromptEncoder, TaskData, render_task, tokenize_task
+from trainer.distributed import World, host_name, join_world, leave_world, place_of_rank
+from trainer.engine.plain import PlainEngine
+from trainer.engine.protocol import Engine
+from trainer.engine.zero import ZeroEngine, partitioned_loading
+from trainer.evaluation.examples import build_examples
+from trainer.evaluation.measure import Measurement, measure
+from trainer.evaluation.suite import evaluation_tasks
+from trainer.journal import Journal
+from trainer.loop import StepResult, train
+from trainer.metrics import Metrics
+from trainer.model import base_weights, count_parameters, load_model, load_tokenizer, load_weights
+from trainer.outcome import write_outcome
+from trainer.provenance import write_run_report
+from trainer.seeding import seed_everything
+from trainer.signals import StopRequest
+
+
+class StoppedEarly(Exception):
+    """All ranks agreed to stop; a complete checkpoint is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunData:
+    """Everything read from files."""
+
+    tasks: list[TaskData]
+    mixture: Mixture
+    measurement: Measurement
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one rank from start to end; the exit code says how it went."""
+    parser = argparse.ArgumentParser(prog="trainer.worker", description=__doc__)
+    parser.add_argument("plan", type=Path)
+    parser.add_argument("--resume", action="store_true", help="go on from the newest complete checkpoint")
+    arguments = parser.parse_args(argv)
+    folder = RunFolder(arguments.plan.parent)
+    rank, _, _ = place_of_rank()
+    screen = divert_library_output(folder.logs / f"rank_{rank:05d}.log")
+    error: BaseException | None = None
+    stopped = False
+    stop = StopRequest()
+    stop.listen()
+    try:
+        logging.captureWarnings(True)
+        run(
+            read_plan(arguments.plan),
+            folder,
+            resume=arguments.resume,
+            stop=stop,
+            screen=Screen(screen, speaks=rank == 0),
+        )
+    except StoppedEarly:
+        stopped = True
+    except Exception as caught:  # the one place that catches everything: to record it before the rank ends
+        error = caught
+    code = write_outcome(folder, rank=rank, host=host_name(), error=error, stopped=stopped)
+    leave_world()
+    return code
+
+
+def run(plan: Plan, folder: RunFolder, *, resume: bool, stop: StopRequest, screen: Screen) -> None:
+    """Collective: the whole run.
+
+    Raises:
+        StoppedEarly: a signal asked for it.
+        InputError: data, model or checkpoint do not fit the plan; nothing was trained.
+    """
+    world = join_world(plan)
+    data = read_data(plan, screen)
+    checkpoint = newest_checkpoint(folder, plan) if resume else None
+    engine = build_engine(plan, world, checkpoint, screen)
+    step = check_checkpoint(checkpoint, plan=plan) if checkpoint else 0
+    metrics = Metrics(folder, first_step=step) if world.is_main else None
+    journal = Journal(plan, screen, metrics, first_step=step, mixture_counts=data.mixture.counts())
+
+    def check_stop() -> None:
+        if world.any(stop.requested):
+            if step == 0:
+                save_checkpoint(engine, plan=plan, folder=folder, step=0)
+            raise StoppedEarly
+
+    try:
+        if step == 0:
+            journal.begin_measurement("before training", data.measurement.tasks)
+            with base_weights(engine.model):
+                measure(
+                    engine, data.measurement, folder=folder, step=0, check_stop=check_stop, on_task=journal.measured
+                )
+        step = train_all(plan, folder, world, engine, data, first_step=step, stop=stop, journal=journal)
+        journal.begin_measurement("after training", data.measurement.tasks)
+        measure(engine, data.measurement, folder=folder, step=step, check_stop=check_stop, on_task=journal.measured)
+        if world.is_main:
+            write_run_report(folder, data.measurement, plan=plan, step=step)
+        world.barrier()
+    finally:
+        journal.close()
+
+
+def train_all(
+    plan: Plan,
+    folder: RunFolder,
+    world: World,
+    engine: Engine,
+    data: RunData,
+    *,
+    first_step: int,
+    stop: StopRequest,
+    journal: Journal,
+) -> int:
+    """Collective: the remaining steps, with checkpoints; returns the completed steps."""
+    training, every = plan.config.training, plan.config.checkpoint.every_steps
+    batches = StepBatches(
+        tasks=data.tasks,
+        mixture=data.mixture,
+        examples_per_step=training.examples_per_step,
+        examples_per_microbatch=plan.examples_per_microbatch,
+        rank=world.rank,
+        world_size=world.size,
+        pad_token_id=data.measurement.encoder.pad_token_id,
+    )
+
+    def on_step(result: StepResult) -> None:
+        journal.step(result)
+        last = result.step == training.num_steps
+        if last or result.stop or (every is not None and result.step % every == 0):
+            journal.saved(save_checkpoint(engine, plan=plan, folder=folder, step=result.step))
+
+    journal.begin_training()
+    result = train(
+        engine,
+        batches,
+        training=training,
+        first_step=first_step,
+        task_names=list(plan.config.data.tasks),
+        stop_requested=lambda: stop.requested,
+        on_step=on_step,
+    )
+    journal.end_training()
+    if result is not None and result.stop and result.step < training.num_steps:
+        raise StoppedEarly
+    return training.num_steps
+
+
+def read_data(plan: Plan, screen: Screen) -> RunData:
+    """Read, render and encode training and held-out examples; the same on every rank.
+
+    Raises:
+        InputError: a file, a line, a column or a length is wrong.
+    """
+    config = plan.config
+    encoder = PromptEncoder(load_tokenizer(plan.model_folder), chat_template=config.data.chat_template)
+    tasks = []
+    for name, section in config.data.tasks.items():
+        template = TaskTemplate(task=name, prompt=section.prompt, response=section.response)
+        task = tokenize_task(
+            name,
+            render_task(section.train, template),
+            encoder=encoder,
+            sequence_length_tokens=config.data.sequence_length_tokens,
+            on_overlength=config.data.on_overlength,
+        )
+        dropped = f", {task.num_dropped_overlength} over-long dropped" if task.num_dropped_overlength else ""
+        screen.say(f"task {name}: {len(task):,} training examples{dropped}")
+        tasks.append(task)
+    mixture = Mixture(
+        sizes=[len(task) for task in tasks],
+        weights=[section.weight for section in config.data.tasks.values()],
+        length=config.training.num_steps * config.training.examples_per_step,
+        seed=config.run.seed,
+    )
+    evaluations = evaluation_tasks(config, variables={"RETAIN_CACHE": plan.cache_folder})
+    context = config.data.sequence_length_tokens
+    limit = config.evaluation.max_examples_per_task
+    data = [build_examples(task, encoder=encoder, context_tokens=context, max_examples=limit) for task in evaluations]
+    for evaluation, chosen in zip(evaluations, data, strict=True):
+        if chosen.num_dropped_overlength:
+            screen.say(
+                f"{evaluation.name}: {chosen.num_dropped_overlength} examples do not fit {context} tokens: left out"
+            )
+    return RunData(tasks, mixture, Measurement(evaluations, data, encoder, config.evaluation.examples_per_batch))
+
+
+def newest_checkpoint(folder: RunFolder, plan: Plan) -> Path | None:
+    """The newest complete checkpoint, or None where the run never wrote one."""
+    steps = folder.complete_checkpoints()
+    return folder.checkpoint(steps[-1]) if steps else None
+
+
+def build_engine(plan: Plan, world: World, checkpoint: Path | None, screen: Screen) -> Engine:
+    """Collective: the model in its engine, at its first or at its checkpointed state."""
+    seed_everything(plan.config.run.seed, "model")  # the same new weights on every rank
+    with partitioned_loading(plan):
+        model = load_model(plan)
+    trainable, total = count_parameters(model) if plan.zero_stage < 3 else plan_parameters(plan)
+    screen.say(f"model: {total:,} parameters, {trainable:,} trainable ({trainable / total:.2%})")
+    if checkpoint is not None and plan.zero_stage == 0:
+        load_weights(model, checkpoint / WEIGHTS)
+    model.to(world.device)
+    engine: Engine
+    if plan.zero_stage:
+        engine = ZeroEngine(model, plan=plan, world=world)
+    else:
+        engine = PlainEngine(model, plan=plan, world=world)
+    seed_everything(plan.config.run.seed, "dropout", world.rank)
+    if checkpoint is not None:
+        load_state(engine, checkpoint)
+        screen.say(f"resumed from {checkpoint.name}")
+    return engine
+
+
+def plan_parameters(plan: Plan) -> tuple[int, int]:
+    """(trainable, total) parameters as the plan counted them: partitioned weights cannot be counted."""
+    return plan.memory.num_trainable_parameters, plan.memory.num_parameters
+
+
+if __name__ == "__main__":
+    sys.exit(main())
