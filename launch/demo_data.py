@@ -1,12 +1,13 @@
 """Small real tasks for the demo, made from text inside installed packages.
 
-Five tasks to learn, each with training and held-out examples, and two base abilities
+Five tasks to learn, each with training and held-out examples, and base abilities
 that are only ever measured. Which side an example falls on depends on content alone.
 Every example fits glassllm's 128 tokens with room for an instruction; the templates
 that turn its fields into a prompt belong elsewhere.
 """
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,10 +20,10 @@ from launch.demo_models import glassllm_package, glassllm_tokenizer_json
 from launch.demo_sources import NO_ENTITIES, Fields
 
 TASKS = ("sentiment", "ner", "translation", "dialogue", "quotes")
-BASE_ABILITIES = ("prose", "continuation")
+BASE_ABILITIES = ("prose", "continuation", "word_order")
 
 # Raised whenever the same packages would give other files: cached folders are then built again.
-RECIPE_NUMBER = 1
+RECIPE_NUMBER = 2
 
 # Bounds under glassllm's tokenizer. A task's fields together leave 28 tokens for the instruction.
 TASK_TOKENS = 100
@@ -107,7 +108,9 @@ def _build(folder: Path, packages: Mapping[str, InstalledPackage], tokenizer: De
         _write(folder / task.name / "heldout.jsonl", task.name, heldout)
     documents = _by_hash(_distinct_documents(demo_sources.news_documents(packages["gensim"].folder)))
     _write(folder / "prose" / "heldout.jsonl", "prose", _prose(documents[::2], tokenizer))
-    _write(folder / "continuation" / "heldout.jsonl", "continuation", _continuations(documents[1::2], tokenizer))
+    passages = _passages_of(documents[1::2], tokenizer)
+    _write(folder / "continuation" / "heldout.jsonl", "continuation", _choices(passages, _foreign_truths))
+    _write(folder / "word_order" / "heldout.jsonl", "word_order", _choices(passages, _word_orders))
 
 
 def _tasks(packages: Mapping[str, InstalledPackage]) -> tuple[Task, ...]:
@@ -195,8 +198,8 @@ def _prose(documents: Iterable[str], tokenizer: DemoTokenizer) -> list[Fields]:
     return [{"text": text} for text in _by_hash(usable)[:NUM_PROSE]]
 
 
-def _continuations(documents: Iterable[str], tokenizer: DemoTokenizer) -> list[dict[str, object]]:
-    """Four-way choices of how a passage goes on; each position is right equally often."""
+def _passages_of(documents: Iterable[str], tokenizer: DemoTokenizer) -> list[Continuation]:
+    """Passages short enough to be asked about, in an order that their text decides."""
     passages = {
         passage.prompt: passage
         for document in documents
@@ -205,12 +208,18 @@ def _continuations(documents: Iterable[str], tokenizer: DemoTokenizer) -> list[d
         and tokenizer.count(passage.truth) <= CHOICE_TOKENS
         and tokenizer.can_spell(f"{passage.prompt} {passage.truth}")
     }
+    return [passages[prompt] for prompt in _by_hash(passages)]
+
+
+def _choices(
+    passages: Sequence[Continuation], distractors: Callable[[Continuation, Sequence[Continuation]], list[str]]
+) -> list[dict[str, object]]:
+    """Four-way choices of how a passage goes on; each position is right equally often."""
     items: list[dict[str, object]] = []
-    for index, prompt in enumerate(_by_hash(passages)[:NUM_CONTINUATIONS]):
-        passage, answer_index = passages[prompt], index % NUM_CHOICES
-        choices = _distractors(passage, list(passages.values()))
+    for index, passage in enumerate(passages[:NUM_CONTINUATIONS]):
+        choices, answer_index = distractors(passage, passages), index % NUM_CHOICES
         choices.insert(answer_index, passage.truth)
-        items.append({"prompt": prompt, "choices": choices, "answer_index": answer_index})
+        items.append({"prompt": passage.prompt, "choices": choices, "answer_index": answer_index})
     return items
 
 
@@ -225,7 +234,7 @@ def _passages(document: str) -> Iterator[Continuation]:
             words = []
 
 
-def _distractors(passage: Continuation, others: Sequence[Continuation]) -> list[str]:
+def _foreign_truths(passage: Continuation, others: Sequence[Continuation]) -> list[str]:
     """True continuations of other documents' passages, of about the same length.
 
     Lengths are compared by fixed classes: a window around the true length would make it the middle one.
@@ -237,6 +246,19 @@ def _distractors(passage: Continuation, others: Sequence[Continuation]) -> list[
 
     foreign = [other for other in others if other.document != passage.document]
     return [other.truth for other in sorted(foreign, key=distance)[: NUM_CHOICES - 1]]
+
+
+def _word_orders(passage: Continuation, others: Sequence[Continuation]) -> list[str]:
+    """The true continuation with its words in three other orders: easier to tell, so that small models can lose it."""
+    words = passage.truth.split()
+    orders = (
+        " ".join(
+            word for _, word in sorted(enumerate(words), key=lambda item: _digest([passage.prompt, shuffle, *item]))
+        )
+        for shuffle in itertools.count()
+    )
+    different = dict.fromkeys(itertools.islice((order for order in orders if order != passage.truth), 2 * NUM_CHOICES))
+    return list(different)[: NUM_CHOICES - 1]
 
 
 def _words(text: str) -> str:

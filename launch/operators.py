@@ -91,7 +91,7 @@ def _build(environment: Mapping[str, str], *, log: Path) -> None:
             ) from None
     if done.returncode:
         raise OperatorError(
-            f"compiling DeepSpeed's operators failed (exit {done.returncode}); see {log}. A C++ compiler (g++) is needed."
+            f"compiling DeepSpeed's operators failed (exit {done.returncode}); see {log}. It needs g++."
         )
 
 

@@ -66,7 +66,8 @@ def check_checkpoint(path: Path, *, plan: Plan) -> int:
     if different:
         key = different[0]
         raise ConfigError(
-            f"{path}: {key}: the checkpoint was written with {state.get(key)!r}, the run folder's plan says {now[key]!r}."
+            f"{path}: {key}: the checkpoint was written with {state.get(key)!r}, "
+            f"the plan of this run folder says {now[key]!r}. Restore the plan that it was started with."
         )
     return step
 

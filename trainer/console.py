@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 
 def divert_library_output(log_path: Path) -> TextIO:
@@ -35,7 +43,7 @@ class Screen:
         self._speaks = speaks
         self._console = Console(file=stream, highlight=False, soft_wrap=True)
         self._progress: Progress | None = None
-        self._bar = None
+        self._bar: TaskID | None = None
 
     def say(self, line: str) -> None:
         """One plain line, above the progress bar where there is one."""

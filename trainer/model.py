@@ -1,6 +1,6 @@
 """Models, adapters and tokenizers: loading, wrapping, saving. The only file that knows peft and bitsandbytes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -102,18 +102,24 @@ def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
     return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
 
 
-def optimizer_groups(model: torch.nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups for AdamW: matrices decay, vectors (biases, norm weights) do not."""
+def optimizer_groups(
+    model: torch.nn.Module, *, weight_decay: float, num_axes: Callable[[torch.nn.Parameter], int]
+) -> list[dict[str, Any]]:
+    """Parameter groups for AdamW: matrices decay, vectors (biases, norm weights) do not.
+
+    Args:
+        num_axes: axes of the whole parameter. Under ZeRO-3 every parameter looks like an empty vector.
+    """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in trainable if parameter.ndim >= 2]
-    vectors = [parameter for parameter in trainable if parameter.ndim < 2]
+    matrices = [parameter for parameter in trainable if num_axes(parameter) >= 2]
+    vectors = [parameter for parameter in trainable if num_axes(parameter) < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
 
 def save_weights(model: PreTrainedModel | PeftModel, state: dict[str, Tensor], folder: Path) -> None:
     """Write gathered weights in the field's formats: a transformers folder, or a peft adapter folder."""
-    model.save_pretrained(folder, state_dict=state)
+    model.save_pretrained(str(folder), state_dict=state)
 
 
 def load_weights(model: PreTrainedModel | PeftModel, folder: Path) -> None:
@@ -123,17 +129,18 @@ def load_weights(model: PreTrainedModel | PeftModel, folder: Path) -> None:
         ConfigError: tensors are missing or do not belong to this model.
     """
     state = {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+    result: Any
     if isinstance(model, PeftModel):
         result = set_peft_model_state_dict(model, state)
+        expected = {name for name in result.missing_keys if ".lora_" in name}  # the base is not in an adapter folder
     else:
         result = model.load_state_dict(state, strict=False)
         model.tie_weights()
-    tied = set(model.all_tied_weights_keys) if isinstance(model, PreTrainedModel) else set()
-    missing = [] if isinstance(model, PeftModel) else sorted(set(result.missing_keys) - tied)
-    if missing or result.unexpected_keys or not state:
+        expected = set(result.missing_keys) - set(model.all_tied_weights_keys)
+    if expected or result.unexpected_keys or not state:
         raise ConfigError(
-            f"{folder}: these weights do not belong to the model: {len(missing)} missing {missing[:3]}, "
-            f"{len(result.unexpected_keys)} unexpected {list(result.unexpected_keys)[:3]}."
+            f"{folder}: these weights do not belong to the model: missing {sorted(expected)[:3]}, "
+            f"unexpected {list(result.unexpected_keys)[:3]}."
         )
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from trainer.checkpoint import WEIGHTS, check_checkpoint, load_state, save_checkpoint
 from trainer.config.plan import Plan, read_plan
@@ -212,7 +213,7 @@ def build_engine(plan: Plan, world: World, checkpoint: Path | None, screen: Scre
     """Collective: the model in its engine, at its first or at its checkpointed state."""
     seed_everything(plan.config.run.seed, "model")  # the same new weights on every rank
     with partitioned_loading(plan):
-        model = load_model(plan)
+        model: Any = load_model(plan)
     trainable, total = count_parameters(model) if plan.zero_stage < 3 else plan_parameters(plan)
     screen.say(f"model: {total:,} parameters, {trainable:,} trainable ({trainable / total:.2%})")
     if checkpoint is not None and plan.zero_stage == 0:

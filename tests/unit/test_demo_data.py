@@ -108,7 +108,7 @@ def test_labels_are_balanced_on_both_sides(tasks_folder: Path) -> None:
 def test_ids_are_unique_everywhere(tasks_folder: Path) -> None:
     ids = [row["id"] for path in tasks_folder.glob("*/*.jsonl") for row in rows(path)]
     assert len(ids) == len(set(ids))
-    assert all(re.fullmatch(r"[a-z]+-[0-9a-f]{16}", row_id) for row_id in ids)
+    assert all(re.fullmatch(r"[a-z_]+-[0-9a-f]{16}", row_id) for row_id in ids)
 
 
 def test_an_id_follows_from_the_content_alone(tasks_folder: Path) -> None:

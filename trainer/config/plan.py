@@ -13,7 +13,6 @@ from trainer.config.errors import ConfigError
 from trainer.config.schema import RunConfig, Section, Strategy
 
 Device = Literal["cpu", "cuda"]
-PLAN_SCHEMA_VERSION = 1
 
 
 class Decision(Section):
@@ -59,7 +58,7 @@ class MemoryEstimate(Section):
 class Plan(Section):
     """One run, decided."""
 
-    schema_version: Literal[1] = PLAN_SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     config: RunConfig
     """The resolved configuration: files, `extends` and overrides merged."""
 

@@ -49,6 +49,7 @@ class PromptEncoder:
             raise DataError("data.chat_template: true, but the tokenizer has no chat template. Set it to false.")
         self.tokenizer = tokenizer
         self.chat_template = chat_template
+        self.start_ids = _start_ids(tokenizer)
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Ids of a prompt, ready to be continued by the response."""
@@ -57,7 +58,7 @@ class PromptEncoder:
                 [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
             )
             return list(self.tokenizer.encode(text, add_special_tokens=False))
-        return [*self.start_ids(), *self.text_ids(prompt)]
+        return [*self.start_ids, *self.text_ids(prompt)]
 
     def response_ids(self, response: str) -> list[int]:
         """Ids of a response with the end-of-text token."""
@@ -67,10 +68,6 @@ class PromptEncoder:
         """Ids of bare text."""
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
-    def start_ids(self) -> list[int]:
-        """Ids that open a text without a prompt: the beginning-of-text token where the tokenizer has one."""
-        return [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
-
     def decode(self, ids: list[int]) -> str:
         """Generated ids as trimmed text, special tokens left out."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
@@ -79,6 +76,12 @@ class PromptEncoder:
     def pad_token_id(self) -> int:
         """Id that fills rows up; it carries no loss."""
         return int(self.tokenizer.pad_token_id)
+
+
+def _start_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The beginning-of-text token where the tokenizer itself puts one: a model that never saw it must not now."""
+    bos = tokenizer.bos_token_id
+    return [bos] if bos is not None and tokenizer.encode("a")[:1] == [bos] else []
 
 
 def render_task(path: str, template: TaskTemplate) -> list[Rendered]:

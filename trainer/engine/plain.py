@@ -35,7 +35,7 @@ class PlainEngine:
         if self._accelerator.num_processes != world.size:
             raise RuntimeError(f"accelerate sees {self._accelerator.num_processes} ranks, the plan says {world.size}")
         optimizer = torch.optim.AdamW(
-            optimizer_groups(model, weight_decay=training.weight_decay),
+            optimizer_groups(model, weight_decay=training.weight_decay, num_axes=torch.Tensor.dim),
             lr=training.learning_rate,
             betas=(training.adam_beta1, training.adam_beta2),
             eps=training.adam_epsilon,

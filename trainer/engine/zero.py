@@ -12,8 +12,9 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.zero.partition_parameters import is_zero_param
 from torch import Tensor
-from transformers.integrations import HfDeepSpeedConfig
+from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from trainer.config.deepspeed import deepspeed_config
 from trainer.config.errors import NonFiniteError
@@ -32,9 +33,22 @@ def partitioned_loading(plan: Plan) -> Iterator[None]:
 
     transformers finds the configuration through a global weak reference, so it lives exactly as long as this block.
     """
-    holder = HfDeepSpeedConfig(deepspeed_config(plan)) if plan.zero_stage == 3 else None
+    if plan.zero_stage < 3:
+        yield
+        return
+    _join(plan)  # before the weights: a partition needs to know among how many ranks
+    holder = HfDeepSpeedConfig(deepspeed_config(plan))
     yield
     del holder
+
+
+def _join(plan: Plan) -> None:
+    """Tell DeepSpeed about the process group that exists already. Once or twice is the same."""
+    deepspeed.init_distributed(dist_backend="nccl" if plan.device == "cuda" else "gloo", verbose=False)
+
+
+def _num_axes(parameter: Any) -> int:
+    return len(parameter.ds_shape) if is_zero_param(parameter) else parameter.dim()
 
 
 class ZeroEngine:
@@ -51,9 +65,9 @@ class ZeroEngine:
         self.model = model
         self._stage = plan.zero_stage
         self._frozen_left_out = plan.config.method == "lora"
-        deepspeed.init_distributed(dist_backend="nccl" if plan.device == "cuda" else "gloo", verbose=False)
+        _join(plan)
         optimizer = torch.optim.AdamW(
-            optimizer_groups(model, weight_decay=training.weight_decay),
+            optimizer_groups(model, weight_decay=training.weight_decay, num_axes=_num_axes),
             lr=training.learning_rate,
             betas=(training.adam_beta1, training.adam_beta2),
             eps=training.adam_epsilon,

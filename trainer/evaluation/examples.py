@@ -86,7 +86,7 @@ def _encode(
         prompt=example.prompt,
         target=example.response,
         candidates=candidates,
-        prompt_ids=tuple(encoder.start_ids() if bare_text else encoder.prompt_ids(example.prompt)),
+        prompt_ids=tuple(encoder.start_ids if bare_text else encoder.prompt_ids(example.prompt)),
         candidate_ids=tuple(tuple(encode(candidate)) for candidate in candidates),
     )
 

@@ -166,7 +166,7 @@ def _headline(report: ForgettingReport) -> str:
 def _summary(row: CapabilityRow) -> str:
     """`prose (loss 4.52 -> 4.93 nats/token, +0.41 [0.38, 0.44])`, escaped."""
     change = f"{_number(row.before)} -> {_number(row.after)} {row.unit}"
-    return _escape(f"{_label(row)} ({row.measure} {change}, {_signed(row.difference)} {_interval(row)})")
+    return _escape(f"{row.capability} ({row.measure} {change}, {_signed(row.difference)} {_interval(row)})")
 
 
 def _section(title: str, *, report: ForgettingReport, group: Group) -> list[str]:
@@ -205,7 +205,7 @@ def _lost_section(row: CapabilityRow) -> str:
 def _cells(row: CapabilityRow) -> tuple[str, ...]:
     """One row of the table as text, in the order of TABLE_COLUMNS."""
     return (
-        _label(row),
+        row.capability,
         f"{row.measure} ({row.unit})",
         str(row.num_examples),
         _number(row.before),

@@ -26,6 +26,15 @@ Key = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
+class _Result:
+    """What the model made of one sequence."""
+
+    nats: float = 0.0
+    num_tokens: int = 0
+    answer: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class _Sequence:
     key: Key
     prompt_ids: tuple[int, ...]
@@ -58,7 +67,7 @@ def score_task(
     sequences.sort(key=lambda sequence: (-sequence.length, sequence.key))  # longest first: memory trouble shows at once
     batches = [sequences[start : start + examples_per_batch] for start in range(0, len(sequences), examples_per_batch)]
     world = engine.world
-    mine: dict[Key, tuple[float, int] | str] = {}
+    mine: dict[Key, _Result] = {}
     for start in range(0, len(batches), world.size):
         check_stop()
         number = start + world.rank
@@ -75,18 +84,20 @@ def score_task(
     return [_record(task, example, number, merged) for number, example in enumerate(examples)]
 
 
-def _nll(engine: Engine, batch: Sequence[_Sequence], encoder: PromptEncoder) -> list[tuple[float, int]]:
-    """(summed nats, tokens) of each sequence's candidate."""
+def _nll(engine: Engine, batch: Sequence[_Sequence], encoder: PromptEncoder) -> list[_Result]:
+    """Summed nats and tokens of each sequence's candidate."""
     tokenized = [
         TokenizedExample([*sequence.prompt_ids, *sequence.candidate_ids], len(sequence.candidate_ids))
         for sequence in batch
     ]
     padded = collate(tokenized, tasks=[0] * len(batch), pad_token_id=encoder.pad_token_id).to(engine.world.device)
     nll_B, tokens_B = target_nll(engine.forward(padded), padded.labels_BT)
-    return list(zip(nll_B.double().tolist(), tokens_B.tolist(), strict=True))
+    return [_Result(nats, tokens) for nats, tokens in zip(nll_B.tolist(), tokens_B.tolist(), strict=True)]
 
 
-def _generate(engine: Engine, batch: Sequence[_Sequence], task: EvaluationTask, encoder: PromptEncoder) -> list[str]:
+def _generate(
+    engine: Engine, batch: Sequence[_Sequence], task: EvaluationTask, encoder: PromptEncoder
+) -> list[_Result]:
     """Greedy answers, trimmed."""
     width = max(len(sequence.prompt_ids) for sequence in batch)
     input_ids_BT = torch.full((len(batch), width), encoder.pad_token_id, dtype=torch.long)
@@ -100,42 +111,40 @@ def _generate(engine: Engine, batch: Sequence[_Sequence], task: EvaluationTask, 
         attention_mask_BT.to(engine.world.device),
         max_new_tokens=task.spec.max_new_tokens,
     )
-    return [encoder.decode(ids) for ids in new_ids_BT.tolist()]
+    return [_Result(answer=encoder.decode(ids)) for ids in new_ids_BT.tolist()]
 
 
 def _record(
     task: EvaluationTask,
     example: EvaluationExample,
     number: int,
-    results: dict[Key, tuple[float, int] | str],
+    results: dict[Key, _Result],
 ) -> ExampleRecord:
     value, weight, answer = 0.0, 1.0, None
     match task.spec.kind:
         case "text":
-            value, weight = results[number, 0]
+            value, weight = results[number, 0].nats, float(results[number, 0].num_tokens)
         case "choice":
             answer = _most_likely(task, example, number, results)
             value = float(answer == example.target)
         case "generate":
-            answer = str(results[number, 0])
+            answer = results[number, 0].answer
             value = score_answer(answer, example.target.strip(), scorer=task.spec.scorer)
     return ExampleRecord(
         id=example.example_id,
         prompt_sha256=example.prompt_sha256,
         scorer=task.scorer,
         value=value,
-        weight=float(weight),
+        weight=weight,
         prompt=example.prompt,
         target=example.target,
         answer=answer,
     )
 
 
-def _most_likely(
-    task: EvaluationTask, example: EvaluationExample, number: int, results: dict[Key, tuple[float, int] | str]
-) -> str:
+def _most_likely(task: EvaluationTask, example: EvaluationExample, number: int, results: dict[Key, _Result]) -> str:
     def nats(candidate: int) -> float:
-        total = float(results[number, candidate][0])
+        total = results[number, candidate].nats
         return total / len(example.candidates[candidate].encode()) if task.spec.length_normalised else total
 
     return example.candidates[min(range(len(example.candidates)), key=nats)]

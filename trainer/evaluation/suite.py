@@ -122,10 +122,10 @@ def evaluation_tasks(config: RunConfig, *, variables: Mapping[str, str]) -> list
 
 
 def _of_trained_task(name: str, task: TaskSection) -> list[EvaluationTask]:
-    common = {"data": task.heldout, "prompt": task.prompt, "response": task.response}
-    specs = {"loss": SuiteTask(kind="text", end_of_text=True, **common)}
+    loss = SuiteTask(kind="text", data=task.heldout, prompt=task.prompt, response=task.response, end_of_text=True)
+    specs = {"loss": loss}
     if task.score is not None:
-        specs |= {_score_name(task.score): _score_spec(task.score, common)}
+        specs |= {_score_name(task.score): _score_spec(task, task.score)}
     return [
         EvaluationTask(name=f"{name}-{measure}", capability=name, group="trained", spec=spec)
         for measure, spec in specs.items()
@@ -136,7 +136,13 @@ def _score_name(score: ScoreSection) -> str:
     return "accuracy" if score.kind == "choice" else score.scorer
 
 
-def _score_spec(score: ScoreSection, common: Mapping[str, str]) -> SuiteTask:
-    if score.kind == "choice":
-        return SuiteTask(kind="choice", choices=score.choices, **common)
-    return SuiteTask(kind="generate", scorer=score.scorer, max_new_tokens=score.max_new_tokens, **common)
+def _score_spec(task: TaskSection, score: ScoreSection) -> SuiteTask:
+    return SuiteTask(
+        kind=score.kind,
+        data=task.heldout,
+        prompt=task.prompt,
+        response=task.response,
+        choices=score.choices,
+        scorer=score.scorer,
+        max_new_tokens=score.max_new_tokens,
+    )
