@@ -136,7 +136,7 @@ def test_the_headline_never_takes_an_unclear_change_for_proof() -> None:
     assert headline(QUIZ, REVIEWS) == (
         "**Learnt: 1 of 1 trained tasks improved. No base ability worsened beyond its interval** "
         "(this is not proof that none did: for general knowledge (quiz) the interval allows a worsening of up to "
-        "0.035 share). Worst base ability: general knowledge (quiz) (exact match 0.5 -> 0.495 share, "
+        "0.035 share). Worst base ability: general knowledge (exact match 0.5 -> 0.495 share, "
         "-0.005 [-0.035, 0.02])."
     )
 
@@ -157,7 +157,7 @@ def test_table_rows_are_plain_text_in_the_order_of_the_rows() -> None:
     assert table_rows(report_of(PROSE, QUIZ, REVIEWS)) == [
         ("reviews", "accuracy (share)", "200", "0.5", "0.75", "+0.25", "[0.18, 0.32]", "improved"),
         ("prose", "loss (nats/token)", "400", "4.52", "4.93", "+0.41", "[0.38, 0.44]", "WORSENED"),
-        ("general knowledge (quiz)", "exact match (share)", "200", *quiz),
+        ("general knowledge", "exact match (share)", "200", *quiz),
     ]
 
 
@@ -174,7 +174,7 @@ def test_the_markdown_splits_the_table_by_group() -> None:
         "| --- | --- | --- | --- | --- | --- | --- | --- |\n"
     )
     trained = "| reviews | accuracy (share) | 200 | 0.5 | 0.75 | +0.25 | [0.18, 0.32] | improved |\n"
-    base = "| general knowledge (quiz) | exact match (share) | 200 | 0.5 | 0.495 | -0.005 | [-0.035, 0.02] |"
+    base = "| general knowledge | exact match (share) | 200 | 0.5 | 0.495 | -0.005 | [-0.035, 0.02] |"
     assert f"## Trained tasks\n\n{head}{trained}\n## Base abilities\n\n{head}{base} no clear change |\n\n" in text
 
 
@@ -230,7 +230,7 @@ def test_the_provenance_is_a_table_sorted_by_key() -> None:
 )
 def test_no_text_of_a_cell_is_markup(capability: str, cell: str) -> None:
     row = replace(QUIZ, name="n", capability=capability)
-    assert f"\n| {cell} (n) | exact match" in render_markdown(report_of(row))
+    assert f"\n| {cell} | exact match (share) | 200 |" in render_markdown(report_of(row))
 
 
 def test_an_example_cannot_close_its_code_block() -> None:

@@ -1,0 +1,71 @@
+"""The same mathematics on every layout: real processes, real gloo, real ZeRO, a real model and real data."""
+
+import os
+import subprocess
+
+import pytest
+
+from launch.machine import this_machine
+from launch.plan import make_plan
+from tests.demo_assets import needs_demo_packages
+from tests.harness import LAUNCH_TIMEOUT_SECONDS, REPOSITORY, SHORT_RUN, largest_deviation, trajectory
+from trainer.config.load import load_config
+from trainer.config.run_folder import write_text_atomically
+
+pytestmark = needs_demo_packages
+
+LAYOUT_TOLERANCE = 1e-4
+"""Relative, losses and gradient norms, fp32, at every one of 12 steps."""
+
+
+@pytest.mark.parametrize("layout", ["ddp", "zero1", "zero2", "zero3"])
+def test_two_ranks_take_the_same_steps_as_one(run, layout: str) -> None:
+    deviation = largest_deviation(trajectory(run("single")), trajectory(run(layout)))
+    print(f"{layout}: largest relative deviation {deviation:.1e}")
+    assert deviation < LAYOUT_TOLERANCE
+
+
+def test_lora_under_zero3_takes_the_same_steps_as_on_one_process(run) -> None:
+    deviation = largest_deviation(trajectory(run("lora single")), trajectory(run("lora zero3")))
+    print(f"lora zero3: largest relative deviation {deviation:.1e}")
+    assert deviation < LAYOUT_TOLERANCE
+
+
+def test_two_runs_with_one_seed_give_identical_losses(run) -> None:
+    assert trajectory(run("zero2")) == trajectory(run("zero2 again"))
+
+
+def test_another_seed_gives_other_losses(run) -> None:
+    assert trajectory(run("single"))[0] != trajectory(run("single, another seed"))[0]
+
+
+@pytest.mark.parametrize("layout", ["single", "zero3"])
+def test_the_report_does_not_depend_on_the_number_of_ranks(run, layout: str) -> None:
+    # The base model is the same under every layout, and batches are cut alike: equal bytes, not just equal means.
+    before = [path.read_bytes() for path in sorted((run(layout) / "evaluation" / "step_000000").iterdir())]
+    reference = [path.read_bytes() for path in sorted((run("ddp") / "evaluation" / "step_000000").iterdir())]
+    assert len(before) == 13
+    assert before == reference
+
+
+def test_a_broken_normaliser_is_caught(run, tmp_path) -> None:
+    machine = this_machine()
+    overrides = [*SHORT_RUN, f"run.folder={tmp_path / 'run'}", "layout.strategy=ddp"]
+    config = load_config(
+        REPOSITORY / "configs/demo.yaml", overrides=overrides, variables={"RETAIN_CACHE": str(machine.cache_folder)}
+    )
+    plan = make_plan(config, machine=machine)
+    worker = plan.argv.index("trainer.worker")
+    broken = REPOSITORY / "tests/equivalence/broken_normaliser.py"
+    argv = (*plan.argv[: worker - 1], str(broken), *plan.argv[worker + 1 :])
+    write_text_atomically(tmp_path / "run" / "plan.json", plan.to_json())
+    done = subprocess.run(
+        argv,
+        env={**os.environ, **plan.environment, "PYTHONPATH": str(REPOSITORY)},
+        timeout=LAUNCH_TIMEOUT_SECONDS,
+        capture_output=True,
+        cwd=REPOSITORY,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert largest_deviation(trajectory(run("ddp")), trajectory(tmp_path / "run")) > LAYOUT_TOLERANCE

@@ -1,0 +1,37 @@
+"""Short runs of one recipe under every layout, each made once a session and only if a test asks for it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from launch.demo import prepare_demo
+from launch.machine import this_machine
+from tests.harness import train
+
+LAYOUTS = {
+    "single": ("layout.strategy=single", "layout.processes=1"),
+    "ddp": ("layout.strategy=ddp",),
+    "zero1": ("layout.strategy=zero1",),
+    "zero2": ("layout.strategy=zero2",),
+    "zero3": ("layout.strategy=zero3",),
+    "zero2 again": ("layout.strategy=zero2",),
+    "single, another seed": ("layout.strategy=single", "layout.processes=1", "run.seed=18"),
+    "lora single": ("layout.strategy=single", "layout.processes=1", "method=lora"),
+    "lora zero3": ("layout.strategy=zero3", "method=lora"),
+}
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Run folder of a layout by name."""
+    prepare_demo("glassllm-en", machine=this_machine(), notify=print)
+    folders: dict[str, Path] = {}
+
+    def folder_of(name: str) -> Path:
+        if name not in folders:
+            folders[name] = tmp_path_factory.mktemp("layout") / "run"
+            train(folders[name], *LAYOUTS[name])
+        return folders[name]
+
+    return folder_of

@@ -1,0 +1,136 @@
+"""Order over tasks: every prefix holds the shares, every pass holds every example, nothing depends on the reader."""
+
+import numpy as np
+import pytest
+
+from trainer.data.mixture import Draw, Mixture, task_sequence
+
+ROUNDING = 1e-9
+LENGTH = 600
+SEED = 17
+
+WEIGHTS = {
+    "one task": (3.0,),
+    "two alike": (1.0, 1.0),
+    "two to one": (2.0, 1.0),
+    "irrational": (2**0.5, 3**0.5, 5**0.5),
+    "primes": (2.0, 3.0, 5.0, 7.0, 11.0, 13.0),
+    "one giant": (1e9, 1.0, 1.0),
+    "giant last": (1.0, 1.0, 1e9),
+    "six magnitudes": (1e-5, 1.0, 1e5, 3.0, 3.0, 3.0),
+    "a share too small to be seen": (1.0, 1e-300),
+    "nearly all": (0.97, 0.01, 0.01, 0.01),
+    "fifty alike": (1.0,) * 50,
+    "powers of two": tuple(2.0**power for power in range(12)),
+}
+
+
+def largest_lag(weights: tuple[float, ...], *, length: int) -> float:
+    """Largest |count of a task - its share| over all tasks and all prefixes."""
+    sequence = task_sequence(weights, length=length)
+    shares = np.asarray(weights) / np.sum(weights)
+    counts_TK = np.cumsum(sequence[:, None] == np.arange(len(weights)), axis=0)
+    return float(np.max(np.abs(counts_TK - shares * np.arange(1, length + 1)[:, None])))
+
+
+def promise(num_tasks: int) -> float:
+    """Tijdeman's bound, which no order can beat for every choice of shares."""
+    return 1.0 - 1.0 / (2 * num_tasks - 2) if num_tasks > 1 else 0.0
+
+
+def draws(mixture: Mixture) -> list[Draw]:
+    return [mixture[position] for position in range(len(mixture))]
+
+
+def passes(mixture: Mixture, *, task: int, size: int) -> list[list[int]]:
+    """The draws of one task, cut into its passes."""
+    indices = [draw.index for draw in draws(mixture) if draw.task == task]
+    return [indices[start : start + size] for start in range(0, len(indices), size)]
+
+
+@pytest.mark.parametrize("weights", WEIGHTS.values(), ids=WEIGHTS.keys())
+def test_every_prefix_holds_every_share_to_within_the_promise(weights: tuple[float, ...]) -> None:
+    assert largest_lag(weights, length=LENGTH) <= promise(len(weights)) + ROUNDING
+
+
+def test_every_prefix_holds_the_shares_of_random_weights_over_many_magnitudes() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(120):
+        weights = tuple(generator.lognormal(sigma=3.0, size=generator.integers(2, 9)))
+        assert largest_lag(weights, length=200) <= promise(len(weights)) + ROUNDING, weights
+
+
+def test_only_the_proportions_of_the_weights_count() -> None:
+    # Doubling is exact in binary: the shares are the same numbers.
+    assert task_sequence((4, 2, 6), length=90).tolist() == task_sequence((2, 1, 3), length=90).tolist()
+
+
+def test_three_to_one_is_served_in_the_order_worked_by_hand() -> None:
+    # Shares 3/4 and 1/4, two tasks: a task may be served once its lag has reached 1/2.
+    # t=1: lags 3/4, 1/4             -> 0
+    # t=2: lags 6/4 - 1, 2/4 = 1/2, 1/2; both are due now; the first of them -> 0
+    # t=3: lags 9/4 - 2, 3/4 = 1/4, 3/4 -> 1
+    # t=4: lags 12/4 - 2, 4/4 - 1 = 1, 0 -> 0, and all lags are 0 again.
+    assert task_sequence((3, 1), length=12).tolist() == [0, 0, 1, 0] * 3
+
+
+def test_equal_tasks_have_equal_counts_after_every_round() -> None:
+    # After 5 n positions each share is n, a whole number, and a count within less than 1 of it is n.
+    rounds = task_sequence((1.0,) * 5, length=100).reshape(20, 5)
+    assert all(sorted(row) == [0, 1, 2, 3, 4] for row in rounds.tolist())
+
+
+def test_every_pass_over_a_task_is_a_permutation_and_no_two_passes_are_alike() -> None:
+    # 210 positions at 2 : 1 are 140 and 70: 10 passes over 14 examples, 10 over 7.
+    mixture = Mixture(sizes=[14, 7], weights=[2.0, 1.0], length=210, seed=SEED)
+    for task, size in enumerate((14, 7)):
+        cut = passes(mixture, task=task, size=size)
+        assert len(cut) == 10
+        assert all(sorted(indices) == list(range(size)) for indices in cut)
+        assert len({tuple(indices) for indices in cut}) == 10
+        assert list(range(size)) not in cut
+
+
+def test_an_unfinished_pass_repeats_no_example() -> None:
+    mixture = Mixture(sizes=[100], weights=[1.0], length=150, seed=SEED)
+    whole, begun = passes(mixture, task=0, size=100)
+    assert (len(set(whole)), len(begun), len(set(begun))) == (100, 50, 50)
+
+
+def test_a_position_gives_the_same_draw_in_whatever_order_positions_are_asked() -> None:
+    mixture = Mixture(sizes=[5, 3, 1], weights=[1.0, 2.0, 0.5], length=140, seed=SEED)
+    in_order = draws(mixture)
+    positions = np.random.default_rng(1).permutation(140).tolist()
+    fresh = Mixture(sizes=[5, 3, 1], weights=[1.0, 2.0, 0.5], length=140, seed=SEED)
+    assert [fresh[position] for position in positions] == [in_order[position] for position in positions]
+    assert draws(mixture) == in_order
+
+
+def test_a_longer_run_begins_with_the_draws_of_a_shorter_one() -> None:
+    short = Mixture(sizes=[5, 3], weights=[1.0, 2.0], length=40, seed=SEED)
+    long = Mixture(sizes=[5, 3], weights=[1.0, 2.0], length=90, seed=SEED)
+    assert draws(long)[:40] == draws(short)
+
+
+def test_another_seed_shuffles_anew_but_serves_the_tasks_in_the_same_order() -> None:
+    one = draws(Mixture(sizes=[20, 20], weights=[1.0, 2.0], length=60, seed=SEED))
+    other = draws(Mixture(sizes=[20, 20], weights=[1.0, 2.0], length=60, seed=SEED + 1))
+    assert [draw.task for draw in one] == [draw.task for draw in other]
+    assert [draw.index for draw in one] != [draw.index for draw in other]
+
+
+def test_two_tasks_of_one_size_are_shuffled_apart() -> None:
+    mixture = Mixture(sizes=[20, 20], weights=[1.0, 1.0], length=40, seed=SEED)
+    assert passes(mixture, task=0, size=20) != passes(mixture, task=1, size=20)
+
+
+def test_counts_are_the_positions_of_each_task() -> None:
+    # Shares 1/2, 1/3, 1/6 of 60.
+    mixture = Mixture(sizes=[4, 4, 4], weights=[3.0, 2.0, 1.0], length=60, seed=SEED)
+    assert (len(mixture), mixture.counts()) == (60, [30, 20, 10])
+    assert [sum(draw.task == task for draw in draws(mixture)) for task in range(3)] == [30, 20, 10]
+
+
+def test_a_task_that_is_never_drawn_is_counted_as_zero() -> None:
+    mixture = Mixture(sizes=[4, 4], weights=[1.0, 1e-6], length=10, seed=SEED)
+    assert mixture.counts() == [10, 0]
