@@ -8,8 +8,6 @@ from rich.table import Table
 from trainer.config.plan import Plan
 from trainer.evaluation.report import TABLE_COLUMNS, ForgettingReport, table_rows
 
-GIB = 2**30
-
 
 def plan_text(plan: Plan) -> str:
     """What will run, why, how much memory it takes, and the command to paste."""
@@ -35,7 +33,7 @@ def plan_text(plan: Plan) -> str:
         *(f"  {d.field}: {d.asked} -> {d.used}  ({d.reason})" for d in plan.decisions),
         "",
         "model states a device (activations and buffers come on top)",
-        *(f"  {label:<18}{size / GIB:>9.3f} GiB" for label, size in _memory_rows(plan)),
+        *(f"  {label:<18}{_readable_bytes(size):>12}" for label, size in _memory_rows(plan)),
         "",
         "environment",
         *(f"  {name}={shlex.quote(value)}" for name, value in sorted(plan.environment.items())),
@@ -54,6 +52,11 @@ def _memory_rows(plan: Plan) -> list[tuple[str, int]]:
         ("optimizer states", memory.optimizer_bytes),
         ("together", memory.model_state_bytes),
     ]
+
+
+def _readable_bytes(size: int) -> str:
+    unit, divisor = ("GiB", 2**30) if size >= 2**30 else ("MiB", 2**20)
+    return f"{size / divisor:,.2f} {unit}"
 
 
 def print_report(report: ForgettingReport) -> None:

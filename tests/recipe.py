@@ -5,6 +5,7 @@ Imports no torch, so that these tests stay fast.
 
 import json
 import math
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,26 @@ def write_model(folder: Path, shapes: dict[str, tuple[int, ...]], *, context_tok
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"max_position_embeddings": context_tokens}))
     save_file({name: np.zeros(shape, np.float32) for name, shape in shapes.items()}, folder / "model.safetensors")
+    return folder
+
+
+def write_large_model(folder: Path) -> Path:
+    """A model folder of 2^26 + 16 * (2^22 + 2 * 2^24) = 671,088,640 parameters whose weights are a hole in a file."""
+    shapes = {"model.embed_tokens.weight": (32768, 2048)}
+    for layer in range(16):
+        shapes[f"model.layers.{layer}.self_attn.q_proj.weight"] = (2048, 2048)
+        shapes[f"model.layers.{layer}.mlp.up_proj.weight"] = (8192, 2048)
+        shapes[f"model.layers.{layer}.mlp.down_proj.weight"] = (2048, 8192)
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        begin, end = end, end + 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"max_position_embeddings": 2048}))
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
     return folder
 
 

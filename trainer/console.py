@@ -20,20 +20,20 @@ from rich.progress import (
 )
 
 
-def divert_library_output(log_path: Path) -> TextIO:
+def divert_library_output(log_path: Path) -> tuple[TextIO, TextIO]:
     """Point this process's stdout and stderr at a log file, native libraries included.
 
     Returns:
-        The screen as it was before.
+        stdout and stderr as they were before.
     """
     log_path.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
-    screen = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="replace")
+    stdout, stderr = (os.fdopen(os.dup(number), "w", encoding="utf-8", errors="replace") for number in (1, 2))
     with log_path.open("a") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-    return screen
+    return stdout, stderr
 
 
 class Screen:

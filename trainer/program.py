@@ -5,8 +5,6 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from rich.console import Console
-
 from trainer.config.errors import EXIT_CRASH, EXIT_DONE, EXIT_INPUT, InputError
 from trainer.config.run_folder import RunFolder
 from trainer.console import divert_library_output
@@ -19,15 +17,15 @@ def run_program(run_path: Path, name: str, body: Callable[[], str]) -> int:
         print(f"retain: {run_path}: not a run folder (no plan.json in it).", file=sys.stderr)
         return EXIT_INPUT
     log = folder.logs / f"{name}.log"
-    screen = Console(file=divert_library_output(log), highlight=False, soft_wrap=True)
+    stdout, stderr = divert_library_output(log)
     try:
-        screen.print(body(), markup=False)
+        print(body(), file=stdout, flush=True)
     except InputError as error:
-        screen.print(f"retain: {error}", markup=False)
+        print(f"retain: {error}", file=stderr, flush=True)
         return EXIT_INPUT
     except Exception as error:  # recorded in the log, told in one line
         traceback.print_exc()
-        screen.print(f"retain: {name} failed: {type(error).__name__}: {error}. See {log}.", markup=False)
+        print(f"retain: {name} failed: {type(error).__name__}: {error}. See {log}.", file=stderr, flush=True)
         return EXIT_CRASH
     return EXIT_DONE
 

@@ -104,7 +104,7 @@ def test_new_rows_leave_the_order_of_the_old_ones(tmp_path: Path) -> None:
 
 
 def test_an_id_that_comes_twice_is_refused_with_both_lines(tmp_path: Path) -> None:
-    rows = numbered(3) + [{"id": "row-1", "q": "x", "a": "y"}]
+    rows = [*numbered(3), {"id": "row-1", "q": "x", "a": "y"}]
     assert refused(tmp_path, rows) == "rows.jsonl:4: id 'row-1' is also on line 2."
     # A number and its digits are one id once they are written down.
     twice = [{"id": 7, "q": "x", "a": "y"}, {"id": "7", "q": "x", "a": "y"}]
@@ -169,6 +169,12 @@ def test_a_column_of_candidates_must_hold_a_list(tmp_path: Path, value: object, 
     assert message == f"rows.jsonl:1: column 'c': found {found}, wanted a list of candidates."
     missing = refused(tmp_path, [{"q": "x", "a": "a"}], kind="choice", choices_column="c")
     assert missing == "rows.jsonl:1: column 'c': found None, wanted a list of candidates."
+
+
+@pytest.mark.xfail(strict=True, reason="an empty candidate is taken: it costs 0 nats, and 0 bytes to divide them by")
+def test_an_empty_candidate_is_refused_with_its_line(tmp_path: Path) -> None:
+    row = {"q": "x", "a": "a", "c": ["a", ""]}
+    assert refused(tmp_path, [row], kind="choice", choices_column="c").startswith("rows.jsonl:1: ")
 
 
 def test_a_generated_answer_has_no_candidate(tmp_path: Path) -> None:
