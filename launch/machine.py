@@ -31,6 +31,9 @@ class Machine:
     hub_cache_folder: Path
     """Where huggingface_hub keeps downloaded models."""
 
+    gpu_error: str = ""
+    """Why the GPUs of a loaded NVIDIA driver could not be asked; empty where there was no trouble."""
+
     host: str
     """Name of this host."""
 
@@ -47,13 +50,15 @@ class Machine:
 
 def this_machine() -> Machine:
     """Look at the machine that this process runs on."""
-    page_bytes, num_pages = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_PHYS_PAGES")
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    gpu_memory_bytes, gpu_error = _visible_gpus(memory_bytes)
     user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    hf_home = Path(os.environ.get("HF_HOME") or user_cache / "huggingface")
+    hf_home = Path(os.environ.get("HF_HOME") or user_cache / "huggingface").expanduser()
     return Machine(
         num_cores=len(os.sched_getaffinity(0)),
-        memory_bytes=page_bytes * num_pages,
-        gpu_memory_bytes=_visible_gpu_memory(),
+        memory_bytes=memory_bytes,
+        gpu_memory_bytes=gpu_memory_bytes,
+        gpu_error=gpu_error,
         cache_folder=Path(os.environ.get("RETAIN_CACHE") or user_cache / "retain").absolute(),
         host=platform.node(),
         hub_cache_folder=Path(os.environ.get("HF_HUB_CACHE") or hf_home / "hub").absolute(),
@@ -65,9 +70,10 @@ def child_environment(extra: dict[str, str]) -> dict[str, str]:
     return {**os.environ, **extra}
 
 
-def _visible_gpu_memory() -> tuple[int, ...]:
+def _visible_gpus(main_memory_bytes: int) -> tuple[tuple[int, ...], str]:
+    """(memory of each visible GPU, what went wrong). A GPU that shares main memory reports none of its own."""
     if not Path("/proc/driver/nvidia").exists():
-        return ()
+        return (), ""
     try:
         answer = subprocess.run(
             ["nvidia-smi", "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"],
@@ -76,13 +82,14 @@ def _visible_gpu_memory() -> tuple[int, ...]:
             timeout=NVIDIA_SMI_TIMEOUT_SECONDS,
             check=True,
         )
-    except (OSError, subprocess.SubprocessError):
-        return ()
+    except (OSError, subprocess.SubprocessError) as error:
+        return (), f"nvidia-smi: {error}"
     rows = [[cell.strip() for cell in line.split(",")] for line in answer.stdout.splitlines() if line.strip()]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     wanted = None if visible is None else [name.strip() for name in visible.split(",") if name.strip()]
-    return tuple(
-        int(float(mebibytes)) * 2**20
+    memory = tuple(
+        int(mebibytes) * 2**20 if mebibytes.isdigit() else main_memory_bytes
         for index, uuid, mebibytes in rows
         if wanted is None or index in wanted or any(uuid.startswith(name) for name in wanted)
     )
+    return memory, ""

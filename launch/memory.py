@@ -43,6 +43,8 @@ def read_model_facts(folder: Path) -> ModelFacts:
     """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("not a JSON object")
     except (OSError, ValueError) as error:
         raise ConfigError(f"model.path: {folder}/config.json cannot be read ({error}). Give a model folder.") from None
     weights = sorted(folder.glob("*.safetensors"))
@@ -61,9 +63,16 @@ def _shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(length))
-    except (OSError, ValueError, struct.error, MemoryError, OverflowError):
+        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        num_bytes = 8 + length + max(entry["data_offsets"][1] for entry in tensors.values())
+        shapes = {name: tuple(entry["shape"]) for name, entry in tensors.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, struct.error, MemoryError, OverflowError):
         raise ConfigError(f"model.path: {path} is not a safetensors file, or is cut short. Copy it again.") from None
-    return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+    if path.stat().st_size < num_bytes:
+        raise ConfigError(
+            f"model.path: {path} is cut short: {path.stat().st_size} of {num_bytes} bytes. Copy it again."
+        )
+    return shapes
 
 
 def num_lora_parameters(facts: ModelFacts, lora: LoraSection) -> int:

@@ -48,7 +48,7 @@ def make_plan(config: RunConfig, *, machine: Machine) -> Plan:
         argv=worker_argv(folder.plan, strategy=layout.strategy, world_size=layout.world_size),
         environment=_environment(machine, device=layout.device, world_size=layout.world_size),
         memory=layout.memory,
-        config_sha256=config_hash(config),
+        config_sha256=config_hash(config, cache_folder=machine.cache_folder),
         code_version=code_version(),
     )
 
@@ -93,7 +93,7 @@ def _check_context(config: RunConfig, facts: ModelFacts) -> None:
     asked, limit = config.data.sequence_length_tokens, facts.context_tokens
     if limit is not None and asked > limit:
         raise ConfigError(
-            f"data.sequence_length_tokens: found {asked}, but the context of {facts.folder.name} is {limit} tokens. "
+            f"data.sequence_length_tokens: found {asked}, but the context of {config.model.path} is {limit} tokens. "
             f"Set it to {limit} or less."
         )
 
@@ -112,11 +112,12 @@ def _environment(machine: Machine, *, device: str, world_size: int) -> dict[str,
     return variables
 
 
-def config_hash(config: RunConfig) -> str:
-    """sha256 of the resolved configuration, without the run folder's name: two runs of one recipe share it."""
+def config_hash(config: RunConfig, *, cache_folder: Path) -> str:
+    """sha256 of the resolved configuration: two runs of one recipe share it, whatever their run and cache folders."""
     values = config.model_dump(mode="json")
     del values["run"]["folder"]
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    text = json.dumps(values, sort_keys=True).replace(json.dumps(str(cache_folder))[1:-1], "${RETAIN_CACHE}")
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def code_version() -> str:

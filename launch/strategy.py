@@ -52,9 +52,15 @@ def choose_layout(config: RunConfig, *, machine: Machine, facts: ModelFacts) -> 
 def _choose_device(config: RunConfig, machine: Machine, decisions: list[Decision]) -> Device:
     asked = config.layout.device
     if asked == "cuda" and machine.num_gpus == 0:
-        raise ConfigError("layout.device: found cuda, but no NVIDIA GPU is visible here. Set layout.device=cpu.")
+        why = f" ({machine.gpu_error})" if machine.gpu_error else ""
+        raise ConfigError(f"layout.device: found cuda, but no NVIDIA GPU is visible here{why}. Set layout.device=cpu.")
     if asked != "auto":
         return asked
+    if machine.gpu_error:
+        raise ConfigError(
+            f"layout.device: auto, and an NVIDIA driver is loaded, but its GPUs do not answer ({machine.gpu_error}). "
+            "Mend it, or set layout.device=cpu."
+        )
     device: Device = "cuda" if machine.num_gpus else "cpu"
     reason = f"{machine.num_gpus} GPU(s) visible" if machine.num_gpus else "no NVIDIA GPU is visible"
     decisions.append(Decision(field="layout.device", asked="auto", used=device, reason=reason))

@@ -4,7 +4,9 @@ from importlib.util import find_spec
 
 import pytest
 
-HAVE_DEMO_PACKAGES = all(find_spec(name) is not None for name in ("glassllm", "evals", "scattertext", "polib", "gensim"))
+HAVE_DEMO_PACKAGES = all(
+    find_spec(name) is not None for name in ("glassllm", "evals", "scattertext", "polib", "gensim")
+)
 needs_demo_packages = pytest.mark.skipif(
     not HAVE_DEMO_PACKAGES, reason="needs requirements-demo.txt (make test installs it)"
 )

@@ -26,7 +26,8 @@ def save_checkpoint(engine: Engine, *, plan: Plan, folder: RunFolder, step: int)
     final = folder.checkpoint(step)
     part = final.with_name(f".{final.name}.part")
     if engine.world.is_main:
-        shutil.rmtree(part, ignore_errors=True)
+        for unfinished in final.parent.glob(".step_*"):
+            shutil.rmtree(unfinished)
         for name in (ENGINE, RANDOM):
             (part / name).mkdir(parents=True)
     engine.world.barrier()
@@ -39,9 +40,7 @@ def save_checkpoint(engine: Engine, *, plan: Plan, folder: RunFolder, step: int)
     engine.world.barrier()
     if engine.world.is_main:
         _flush(part)
-        shutil.rmtree(final, ignore_errors=True)
-        part.replace(final)
-        _flush_entry(final.parent)
+        _publish(part, final)
         for old in folder.complete_checkpoints()[: -plan.config.checkpoint.keep_last]:
             shutil.rmtree(folder.checkpoint(old))
     engine.world.barrier()
@@ -57,7 +56,7 @@ def check_checkpoint(path: Path, *, plan: Plan) -> int:
     try:
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
         step = int(state["step"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{path}: not a complete checkpoint ({error}). Remove the folder to use an older one."
         ) from None
@@ -69,6 +68,9 @@ def check_checkpoint(path: Path, *, plan: Plan) -> int:
             f"{path}: {key}: the checkpoint was written with {state.get(key)!r}, "
             f"the plan of this run folder says {now[key]!r}. Restore the plan that it was started with."
         )
+    missing = [name for name in _parts(plan) if not (path / name).exists()]
+    if missing:
+        raise ConfigError(f"{path}: damaged: {missing[0]} is missing. Remove the folder to use an older checkpoint.")
     return step
 
 
@@ -88,6 +90,26 @@ def _state(plan: Plan, step: int) -> dict[str, object]:
         "examples_per_microbatch": plan.examples_per_microbatch,
         "config_sha256": plan.config_sha256,
     }
+
+
+def _parts(plan: Plan) -> list[str]:
+    """What a complete checkpoint holds, by path inside it."""
+    ranks = range(plan.world_size)
+    return [
+        WEIGHTS,
+        ENGINE,
+        *(f"{RANDOM}/rank_{rank:05d}.{kind}" for rank in ranks for kind in ("safetensors", "json")),
+    ]
+
+
+def _publish(part: Path, final: Path) -> None:
+    """Give a finished folder its name. One of that name is moved away first, and removed only afterwards."""
+    old = final.with_name(f".{final.name}.old")
+    if final.exists():
+        final.replace(old)
+    part.replace(final)
+    _flush_entry(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _save_random_state(folder: Path, *, rank: int) -> None:

@@ -17,7 +17,7 @@ class Metrics:
         folder.path.mkdir(parents=True, exist_ok=True)
         _keep_steps_up_to(folder.metrics, first_step)
         self._file = folder.metrics.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder.tensorboard), purge_step=first_step + 1 if first_step else None)
+        self._board = SummaryWriter(str(folder.tensorboard), purge_step=first_step + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One line and one point for each value, after `step` completed optimizer steps."""
@@ -38,5 +38,5 @@ class Metrics:
 
 def _keep_steps_up_to(path: Path, step: int) -> None:
     if path.exists():
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
-        write_text_atomically(path, "".join(line + "\n" for line in lines))
+        whole = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+        write_text_atomically(path, "".join(line for line in whole if json.loads(line)["step"] <= step))

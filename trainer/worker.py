@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint import WEIGHTS, check_checkpoint, load_state, save_checkpoint
+from trainer.config.errors import DataError
 from trainer.config.plan import Plan, read_plan
 from trainer.config.run_folder import RunFolder
 from trainer.console import Screen, divert_library_output
@@ -200,6 +201,8 @@ def read_data(plan: Plan, screen: Screen) -> RunData:
             screen.say(
                 f"{evaluation.name}: {chosen.num_dropped_overlength} examples do not fit {context} tokens: left out"
             )
+        if len(chosen.examples) < 2:
+            raise DataError(f"{evaluation.spec.data}: one example of {evaluation.name}: wanted at least 2 to compare.")
     return RunData(tasks, mixture, Measurement(evaluations, data, encoder, config.evaluation.examples_per_batch))
 
 

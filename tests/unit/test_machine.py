@@ -9,6 +9,8 @@ import pytest
 
 from launch import machine
 from launch.machine import child_environment, this_machine
+from tests.recipe import Recipe
+from trainer.config.errors import ConfigError
 
 MIB = 2**20
 TWO_GPUS = """\
@@ -110,7 +112,6 @@ def test_an_nvidia_smi_that_does_not_answer_means_no_gpu(monkeypatch: pytest.Mon
     assert this_machine().gpu_memory_bytes == ()
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="machine: memory.total of a shared-memory GPU is [N/A]")
 def test_a_gpu_that_does_not_tell_its_memory_is_no_traceback(driver: Driver) -> None:
     driver("0, GPU-11111111-aaaa-bbbb-cccc-000000000000, [N/A]\n")
     this_machine()
@@ -169,3 +170,17 @@ def test_the_plans_variables_win_over_the_users_own(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("HF_HOME", "/mine")
     environment = child_environment({"OMP_NUM_THREADS": "2"})
     assert (environment["OMP_NUM_THREADS"], environment["HF_HOME"]) == ("2", "/mine")
+
+
+def test_a_driver_whose_gpus_do_not_answer_is_not_taken_for_a_machine_without(
+    monkeypatch: pytest.MonkeyPatch, recipe: Recipe
+) -> None:
+    def fail(*args: Any, **options: Any) -> None:
+        raise FileNotFoundError("nvidia-smi")
+
+    pretend_driver(monkeypatch)
+    monkeypatch.setattr(machine.subprocess, "run", fail)
+    with pytest.raises(
+        ConfigError, match=r"layout\.device: auto, .* its GPUs do not answer \(nvidia-smi: nvidia-smi\)"
+    ):
+        recipe.plan(machine=this_machine())

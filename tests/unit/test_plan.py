@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from launch.machine import Machine
-from launch.plan import config_hash, make_plan
 from tests.recipe import TINY_SHAPES, Recipe, write_model
 from trainer.config.errors import ConfigError
 from trainer.config.plan import Plan, read_plan
@@ -205,7 +204,7 @@ def test_single_takes_one_of_several_gpus(recipe: Recipe) -> None:
 
 def test_a_context_that_is_too_long_is_told_with_the_limit(recipe: Recipe) -> None:
     assert refusal(recipe, "data.sequence_length_tokens=65") == (
-        "data.sequence_length_tokens: found 65, but the context of model is 64 tokens. Set it to 64 or less."
+        f"data.sequence_length_tokens: found 65, but the context of {recipe.model} is 64 tokens. Set it to 64 or less."
     )
     assert recipe.plan("data.sequence_length_tokens=64").config.data.sequence_length_tokens == 64
 
@@ -261,7 +260,6 @@ def test_a_damaged_plan_is_refused_in_one_line(tmp_path: Path, damage: str) -> N
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.xfail(strict=True, raises=UnicodeDecodeError, reason="read_plan: bytes that are no text are a traceback")
 def test_a_plan_that_is_not_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match=r"plan\.json"):
@@ -271,19 +269,3 @@ def test_a_plan_that_is_not_text_is_refused(tmp_path: Path) -> None:
 def test_a_plan_that_is_missing_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"plan\.json: cannot be read \(No such file or directory\)\. Is this a run"):
         read_plan(tmp_path / "plan.json")
-
-
-def test_the_hash_of_a_recipe_does_not_depend_on_the_run_folder(recipe: Recipe) -> None:
-    assert config_hash(recipe.config("run.folder=elsewhere")) == config_hash(recipe.config())
-
-
-@pytest.mark.parametrize(
-    "change", ["run.seed=1", "training.learning_rate=2e-3", "data.tasks.ner.weight=2", "layout.strategy=ddp"]
-)
-def test_the_hash_of_a_recipe_changes_with_everything_else(recipe: Recipe, change: str) -> None:
-    assert config_hash(recipe.config(change)) != config_hash(recipe.config())
-
-
-def test_a_plan_names_the_hash_of_its_configuration(recipe: Recipe) -> None:
-    config = recipe.config()
-    assert make_plan(config, machine=recipe.machine()).config_sha256 == config_hash(config)

@@ -102,7 +102,6 @@ def test_a_file_that_is_not_utf8_is_told_with_its_first_wrong_byte(tmp_path: Pat
     assert complaint(path) == f"{path}: not UTF-8 text (invalid continuation byte at byte 7). Convert it first."
 
 
-@pytest.mark.xfail(strict=True, reason="the offset is counted from the last buffer that was read, not from the start")
 def test_the_offset_of_a_wrong_byte_is_counted_from_the_start_of_the_file(tmp_path: Path) -> None:
     # A first line of 20010 bytes with its line end, then 7 bytes before the wrong one.
     path = tmp_path / "rows.jsonl"
@@ -121,9 +120,16 @@ def test_a_row_is_rendered_into_prompt_and_response_byte_by_byte() -> None:
     assert rendered == Rendered("5", "Review:  a & <b>\n\nIs it good?\n", " good\n")
 
 
-def test_a_row_without_id_is_named_by_its_place(tmp_path: Path) -> None:
+def test_a_row_without_id_is_named_by_its_content_wherever_the_file_lies(tmp_path: Path) -> None:
+    # The first 16 digits of sha256 of the bytes "t", 0, "l".
     path = jsonl(tmp_path, "", '{"text": "t", "label": "l"}')
-    assert render_task(str(path), template()) == [Rendered(f"{path}:2", "t", "l")]
+    assert render_task(str(path), template()) == [Rendered("656b52addf38e6cb", "t", "l")]
+
+
+def test_null_is_refused_and_never_taught_as_a_word(tmp_path: Path) -> None:
+    path = jsonl(tmp_path, '{"text": null, "label": "l"}')
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: .*cannot be rendered: a column that it shows is null"):
+        render_task(str(path), template())
 
 
 def test_a_missing_column_is_named_with_file_line_and_the_columns_that_are_there(tmp_path: Path) -> None:
@@ -202,7 +208,6 @@ def test_a_template_cannot_reach_out_of_its_row(attack: str) -> None:
     assert row == {"text": "t", "things": [1, 2]}
 
 
-@pytest.mark.xfail(strict=True, raises=(TypeError, ZeroDivisionError), reason="only Jinja's own errors are caught")
 @pytest.mark.parametrize("source", ["{{ text + 1 }}", "{{ 1 / number }}", "{{ number | join(',') }}"])
 def test_a_template_that_does_not_fit_the_values_of_a_row_is_refused_with_its_place(source: str) -> None:
     assert refused_row(source, {"text": "t", "number": 0}).startswith(

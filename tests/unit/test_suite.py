@@ -198,13 +198,11 @@ def test_a_base_ability_with_the_name_of_a_trained_task_is_refused(tmp_path: Pat
     )
 
 
-@pytest.mark.xfail(strict=True, reason="only the names of trained tasks are looked at, not those of their measures")
 def test_a_base_ability_with_the_name_of_a_measure_of_a_trained_task_is_refused(tmp_path: Path) -> None:
     # Its records would be written over those of the trained task.
     assert "tasks.reviews-loss" in complaint(tmp_path, PROSE.replace("prose:", "reviews-loss:"))
 
 
-@pytest.mark.xfail(strict=True, reason="only kind: text may go without a prompt, and nothing says so to the others")
 @pytest.mark.parametrize("kind", ["kind: generate", "kind: choice\n    choices: [a, b]"])
 def test_a_task_that_answers_a_prompt_needs_one(tmp_path: Path, kind: str) -> None:
     assert "tasks.prose" in complaint(tmp_path, PROSE.replace("kind: text", kind))

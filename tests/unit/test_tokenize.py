@@ -161,3 +161,9 @@ def test_over_long_examples_are_dropped_whole_and_counted_where_that_was_asked()
 def test_a_task_whose_examples_were_all_dropped_is_refused() -> None:
     with pytest.raises(DataError, match=r"^data\.tasks\.quiz: empty data set: all 2 examples are over-long"):
         tokenized(("ab", "cd"), ("ab", "cd"), limit=5, on_overlength="drop")
+
+
+def test_data_cannot_forge_an_end_of_text() -> None:
+    encoder = encoder_of(tokenizer_of(puts_bos=False))
+    assert EOS not in encoder.text_ids("good </s> bad")
+    assert encoder.response_ids("good </s> bad").count(EOS) == 1

@@ -37,11 +37,11 @@ class Complaints:
     document: Document
 
     def all(self, details: Sequence[ErrorDetails]) -> str:
-        """One line for each wrong key; of a union's alternatives only the first is told."""
-        by_key: dict[Key, str] = {}
+        """One line for each wrong key; of a union's alternatives only one is told."""
+        by_key: dict[Key, list[ErrorDetails]] = {}
         for detail in details:
-            by_key.setdefault(self._plain_key(detail), self._explain(detail))
-        return "\n".join(by_key.values())
+            by_key.setdefault(self._plain_key(detail), []).append(detail)
+        return "\n".join(self._explain(key, _most_specific(found)) for key, found in by_key.items())
 
     def known_keys(self, key: Key) -> list[str] | None:
         """Keys allowed under a path; None where any name is (the names of tasks)."""
@@ -53,13 +53,12 @@ class Complaints:
     def unknown_key(self, key: Key, known: Sequence[str]) -> str:
         """The complaint about a key that does not exist, with the nearest one that does."""
         close = difflib.get_close_matches(key[-1], known, n=1, cutoff=0.5)
-        nearest = [".".join((*key[:-1], name)) for name in close] or self._paths_ending_in(key[-1])
+        nearest = self._paths_ending_in(key[-1]) or [".".join((*key[:-1], name)) for name in close]
         hint = f" Did you mean {nearest[0]}?" if nearest else ""
         keys = f" Keys here: {', '.join(sorted(known))}." if known else ""
         return f"{'.'.join(key)}: unknown key.{hint}{keys}"
 
-    def _explain(self, detail: ErrorDetails) -> str:
-        key = self._plain_key(detail)
+    def _explain(self, key: Key, detail: ErrorDetails) -> str:
         place, dotted = self.document.where(key), ".".join(key) or "configuration"
         match detail["type"]:
             case "extra_forbidden":
@@ -124,6 +123,11 @@ class Complaints:
         """The same key in another section: for somebody who forgot the section's name."""
         sections = {part: _model_in(info.annotation) for part, info in self.root.model_fields.items()}
         return [f"{part}.{name}" for part, section in sections.items() if section and name in section.model_fields]
+
+
+def _most_specific(details: Sequence[ErrorDetails]) -> ErrorDetails:
+    """Of a union's complaints the one that went deepest: about an entry of a list, not about the word beside it."""
+    return max(details, key=lambda detail: (len(detail["loc"]), detail["type"] != "literal_error"))
 
 
 def _is_task_table(key: Key) -> bool:

@@ -21,13 +21,19 @@ AnySection = TypeVar("AnySection", bound=BaseModel)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 numbers and booleans: 1e-4 is a number, `no` is a word. Duplicate keys are refused."""
+    """YAML 1.2 numbers and booleans: 1e-4 is a number, 010 is ten, `no` is a word. Duplicate keys are refused."""
+
+    def construct_decimal(self, node: yaml.ScalarNode) -> int:
+        """An integer of the YAML 1.2 core schema."""
+        return int(str(self.construct_scalar(node)), 10)
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in resolvers if not tag.endswith((":bool", ":float", ":timestamp"))]
+    first: [(tag, regexp) for tag, regexp in resolvers if not tag.endswith((":bool", ":float", ":int", ":timestamp"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_decimal)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?\d+$"), "-+0123456789")
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), "tTfF")
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
@@ -89,7 +95,7 @@ def read_yaml(path: Path) -> Document:
             raise ConfigError(f"{path}: the file is empty; wanted a YAML mapping with `run`, `model`, `data`, ...")
         if not isinstance(node, yaml.MappingNode):
             raise ConfigError(f"{path}:{node.start_mark.line + 1}: found a {node.id}, wanted a mapping `key: value`.")
-        _note_lines(node, (), document, path)
+        _note_lines(node, (), document, path, parents=())
         document.values = yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -100,7 +106,11 @@ def read_yaml(path: Path) -> Document:
     return document
 
 
-def _note_lines(node: yaml.MappingNode, prefix: Key, document: Document, path: Path) -> None:
+def _note_lines(
+    node: yaml.MappingNode, prefix: Key, document: Document, path: Path, *, parents: tuple[yaml.Node, ...]
+) -> None:
+    if any(node is parent for parent in parents):
+        raise ConfigError(f"{path}:{node.start_mark.line + 1}: {'.'.join(prefix)}: an alias inside its own anchor.")
     for key_node, value_node in node.value:
         key = (*prefix, str(key_node.value))
         place = f"{path}:{key_node.start_mark.line + 1}"
@@ -108,7 +118,7 @@ def _note_lines(node: yaml.MappingNode, prefix: Key, document: Document, path: P
             raise ConfigError(f"{place}: {'.'.join(key)}: given twice (also at {document.origin[key]}). Keep one.")
         document.origin[key] = place
         if isinstance(value_node, yaml.MappingNode):
-            _note_lines(value_node, key, document, path)
+            _note_lines(value_node, key, document, path, parents=(*parents, node))
 
 
 def _read_with_parents(path: Path, *, chain: tuple[Path, ...]) -> Document:
@@ -122,6 +132,11 @@ def _read_with_parents(path: Path, *, chain: tuple[Path, ...]) -> Document:
     if not isinstance(parent_name, str):
         raise ConfigError(
             f"{document.where(('extends',))}: extends: found {parent_name!r}, wanted a path beside this file."
+        )
+    if not (path.parent / parent_name).is_file():
+        raise ConfigError(
+            f"{document.where(('extends',))}: extends: {path.parent / parent_name}: cannot be read "
+            "(No such file or directory). The path is relative to this file."
         )
     parent = _read_with_parents(path.parent / parent_name, chain=(*chain, path.resolve()))
     _merge(parent.values, document.values)

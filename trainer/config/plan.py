@@ -59,12 +59,20 @@ class Plan(Section):
     """One run, decided."""
 
     schema_version: Literal[1] = 1
+    """Goes up when an older run folder could not be read any more."""
+
     config: RunConfig
     """The resolved configuration: files, `extends` and overrides merged."""
 
     decisions: Annotated[tuple[Decision, ...], Field(strict=False)]
+    """Every choice that the configuration left to Retain, with its reason."""
+
     strategy: Strategy
+    """How the model is spread over the ranks."""
+
     device: Device
+    """What each rank computes on."""
+
     world_size: int
     """Number of ranks."""
 
@@ -90,6 +98,8 @@ class Plan(Section):
     """Variables that the command needs beside the user's own environment."""
 
     memory: MemoryEstimate
+    """Model states on one device."""
+
     config_sha256: str
     """Hash of the resolved configuration."""
 
@@ -121,6 +131,8 @@ def read_plan(path: Path) -> Plan:
         return Plan.model_validate_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}). Is this a run folder?") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: damaged: not UTF-8 text. Start the run anew.") from None
     except ValidationError as error:
         first: Any = error.errors()[0]
         key = ".".join(map(str, first["loc"]))

@@ -13,13 +13,16 @@ Method = Literal["full", "lora"]
 Precision = Literal["fp32", "bf16"]
 PositiveInt = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 
 
 class Section(BaseModel):
     """Base of all sections: frozen, no unknown keys, no silent conversion of types."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class RunSection(Section):
@@ -147,10 +150,10 @@ class TrainingSection(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled weight decay of AdamW; not applied to biases and norm weights."""
 
-    adam_beta1: Share = 0.9
+    adam_beta1: Decay = 0.9
     """Decay of the first moment."""
 
-    adam_beta2: Share = 0.999
+    adam_beta2: Decay = 0.999
     """Decay of the second moment."""
 
     adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8

@@ -20,18 +20,20 @@ def read_jsonl(path: str | Path) -> dict[int, dict[str, Any]]:
     rows: dict[int, dict[str, Any]] = {}
     bad: list[str] = []
     try:
-        with Path(path).open(encoding="utf-8") as file:
+        offset = 0
+        with Path(path).open("rb") as file:
             for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
                 try:
-                    rows[number] = _parse_row(line)
+                    if line.strip():
+                        rows[number] = _parse_row(line)
+                except UnicodeDecodeError as error:
+                    place = f"{error.reason} at byte {offset + error.start}"
+                    raise DataError(f"{path}: not UTF-8 text ({place}). Convert it first.") from None
                 except ValueError as error:
                     bad.append(f"{path}:{number}: {error}")
+                offset += len(line)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}). Convert it first.") from None
     if bad:
         more = f"\n({len(bad) - MAX_REPORTED_LINES} more malformed lines)" if len(bad) > MAX_REPORTED_LINES else ""
         raise DataError("\n".join(bad[:MAX_REPORTED_LINES]) + more)
@@ -40,9 +42,10 @@ def read_jsonl(path: str | Path) -> dict[int, dict[str, Any]]:
     return rows
 
 
-def _parse_row(line: str) -> dict[str, Any]:
+def _parse_row(line: bytes) -> dict[str, Any]:
+    text = line.decode("utf-8")
     try:
-        value = json.loads(line)
+        value = json.loads(text)
     except ValueError as error:
         raise ValueError(f"malformed JSON: {error}. Wanted one JSON object a line.") from None
     if not isinstance(value, dict):

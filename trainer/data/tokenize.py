@@ -65,8 +65,8 @@ class PromptEncoder:
         return [*self.text_ids(response), self.tokenizer.eos_token_id]
 
     def text_ids(self, text: str) -> list[int]:
-        """Ids of bare text."""
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
+        """Ids of bare text. What looks like a special token in it is text: data must not forge an end of text."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
 
     def decode(self, ids: list[int]) -> str:
         """Generated ids as trimmed text, special tokens left out."""

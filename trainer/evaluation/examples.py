@@ -81,13 +81,17 @@ def _encode(
     candidates = _candidates(spec, example, row=row, where=where)
     encode = encoder.response_ids if spec.kind == "text" and spec.end_of_text else encoder.text_ids
     bare_text = spec.kind == "text" and not example.prompt
+    prompt_ids = encoder.start_ids if bare_text else encoder.prompt_ids(example.prompt)
+    candidate_ids = tuple(tuple(encode(candidate)) for candidate in candidates)
+    if any(len(prompt_ids) + len(ids) < 2 for ids in candidate_ids):
+        raise DataError(f"{where}: a text of one token has nothing to be predicted from. Remove the row.")
     return EvaluationExample(
         example_id=example.example_id,
         prompt=example.prompt,
         target=example.response,
         candidates=candidates,
-        prompt_ids=tuple(encoder.start_ids if bare_text else encoder.prompt_ids(example.prompt)),
-        candidate_ids=tuple(tuple(encode(candidate)) for candidate in candidates),
+        prompt_ids=tuple(prompt_ids),
+        candidate_ids=candidate_ids,
     )
 
 
@@ -104,6 +108,8 @@ def _candidates(spec: SuiteTask, example: Rendered, *, row: Mapping[str, Any], w
     # Candidates take the white space before the response: whoever writes " {{ label }}" means it for all of them.
     lead = example.response[: len(example.response) - len(example.response.lstrip())]
     candidates = tuple(lead + text.strip() for text in texts)
+    if any(not text.strip() for text in texts):
+        raise DataError(f"{where}: a candidate is empty: nothing to be likely or unlikely. Remove it.")
     if example.response not in candidates:
         raise DataError(f"{where}: the right answer {example.response!r} is not among the candidates {candidates}.")
     return candidates

@@ -54,6 +54,8 @@ class SuiteTask(Section):
             raise ValueError("kind: choice needs either `choices` or `choices_column`")
         if self.kind != "choice" and (self.choices or self.choices_column):
             raise ValueError("`choices` and `choices_column` belong to kind: choice")
+        if self.kind != "text" and not self.prompt.strip():
+            raise ValueError(f"kind: {self.kind} needs a `prompt`: without one nothing leads to an answer")
         return self
 
 
@@ -111,10 +113,11 @@ def evaluation_tasks(config: RunConfig, *, variables: Mapping[str, str]) -> list
     if config.evaluation.suite is None:
         return tasks
     suite = load_as(Suite, Path(config.evaluation.suite), variables=variables)
+    owners = {task.name: task.capability for task in tasks} | {name: name for name in config.data.tasks}
     for name, spec in suite.tasks.items():
-        if name in config.data.tasks:
+        if name in owners:
             raise ConfigError(
-                f"{config.evaluation.suite}: tasks.{name}: this is also a trained task (data.tasks.{name}). "
+                f"{config.evaluation.suite}: tasks.{name}: this is also a trained task (data.tasks.{owners[name]}). "
                 "A base ability must not be trained on: rename it or measure something else."
             )
         tasks.append(EvaluationTask(name=name, capability=name, group="base", spec=spec))
