@@ -114,7 +114,7 @@ def demo(
     code = execute(value, resume=False, notify=_say, complain=_complain)
     if code == 0:
         _finish(value)
-        _say(demo_run.next_commands(folder, demo_run.PROMPTS))
+        _say(demo_run.next_commands(folder, demo_run.PROMPTS[model]))
     raise typer.Exit(code)
 
 

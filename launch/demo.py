@@ -34,11 +34,17 @@ def prepare_demo(model: DemoModel, *, machine: Machine, notify: Callable[[str], 
     return CONFIG_FOLDER / CONFIGS[model]
 
 
-PROMPTS = (
-    "Is this review positive or negative?\nA warm, funny and moving film.\nAnswer:",
-    "Translate into Spanish.\nChange password\nSpanish:",
-)
-"""Prompts in the form that the demo trains."""
+PROMPTS: dict[DemoModel, tuple[str, ...]] = {
+    "glassllm-en": (
+        "Is this review positive or negative?\nA warm, funny and moving film.\nAnswer:",
+        "Translate into Spanish.\nChange password\nSpanish:",
+    ),
+    "smollm2": (
+        "Is this review positive or negative?\nA warm, funny and moving film.",
+        "Translate into Spanish.\nChange password",
+    ),
+}
+"""Prompts in the form that each demo trains."""
 
 
 def new_run_folder() -> str:

@@ -8,6 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from launch.machine import this_machine
+from launch.plan import make_plan
+from trainer.config.load import load_config
+from trainer.config.run_folder import write_text_atomically
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 LAUNCH_TIMEOUT_SECONDS = 240
 """A launch takes about 20 s; the first one also compiles DeepSpeed's operators."""
@@ -54,6 +59,29 @@ def train(folder: Path, *overrides: str) -> Launched:
     done = retain("train", "configs/demo.yaml", *SHORT_RUN, f"run.folder={folder}", *overrides)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done
+
+
+def launch_with_worker(script: str, folder: Path, *overrides: str) -> Launched:
+    """A short run whose ranks execute a script with a planted fault instead of trainer.worker."""
+    machine = this_machine()
+    config = load_config(
+        REPOSITORY / "configs/demo.yaml",
+        overrides=[*SHORT_RUN, f"run.folder={folder}", *overrides],
+        variables={"RETAIN_CACHE": str(machine.cache_folder)},
+    )
+    plan = make_plan(config, machine=machine)
+    at = plan.argv.index("trainer.worker")
+    write_text_atomically(folder / "plan.json", plan.to_json())
+    done = subprocess.run(
+        (*plan.argv[: at - 1], str(REPOSITORY / script), *plan.argv[at + 1 :]),
+        env={**os.environ, **plan.environment, "PYTHONPATH": str(REPOSITORY)},
+        timeout=LAUNCH_TIMEOUT_SECONDS,
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        check=False,
+    )
+    return Launched(done.returncode, done.stdout, done.stderr)
 
 
 def trajectory(folder: Path) -> list[tuple[float, float]]:

@@ -25,11 +25,11 @@ def generate(
     """
     folder = RunFolder(run_path)
     plan = read_plan(folder.plan)
-    encoder = PromptEncoder(load_tokenizer(plan.model_folder), chat_template=plan.config.data.chat_template)
+    encoder = PromptEncoder(load_tokenizer(plan.model_folder))
     weights = weights_folder(folder, step)
     model = load_trained(plan.model_folder, weights, attention=plan.config.model.attention, merge=True)
     model = model.to(plan.device).eval()
-    prompt_ids = encoder.prompt_ids(prompt)
+    prompt_ids = encoder.prompt_ids(prompt, chat_template=plan.config.data.chat_template)
     context = model.config.max_position_embeddings
     room = context - len(prompt_ids)
     if room <= 0 or not prompt_ids:

@@ -172,7 +172,7 @@ def read_data(plan: Plan, screen: Screen) -> RunData:
         InputError: a file, a line, a column or a length is wrong.
     """
     config = plan.config
-    encoder = PromptEncoder(load_tokenizer(plan.model_folder), chat_template=config.data.chat_template)
+    encoder = PromptEncoder(load_tokenizer(plan.model_folder))
     tasks = []
     for name, section in config.data.tasks.items():
         template = TaskTemplate(task=name, prompt=section.prompt, response=section.response)
@@ -180,6 +180,7 @@ def read_data(plan: Plan, screen: Screen) -> RunData:
             name,
             render_task(section.train, template),
             encoder=encoder,
+            chat_template=config.data.chat_template,
             sequence_length_tokens=config.data.sequence_length_tokens,
             on_overlength=config.data.on_overlength,
         )

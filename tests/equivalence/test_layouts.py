@@ -1,16 +1,9 @@
 """The same mathematics on every layout: real processes, real gloo, real ZeRO, a real model and real data."""
 
-import os
-import subprocess
-
 import pytest
 
-from launch.machine import this_machine
-from launch.plan import make_plan
 from tests.demo_assets import needs_demo_packages
-from tests.harness import LAUNCH_TIMEOUT_SECONDS, REPOSITORY, SHORT_RUN, largest_deviation, trajectory
-from trainer.config.load import load_config
-from trainer.config.run_folder import write_text_atomically
+from tests.harness import largest_deviation, launch_with_worker, trajectory
 
 pytestmark = needs_demo_packages
 
@@ -49,23 +42,7 @@ def test_the_report_does_not_depend_on_the_number_of_ranks(run, layout: str) -> 
 
 
 def test_a_broken_normaliser_is_caught(run, tmp_path) -> None:
-    machine = this_machine()
-    overrides = [*SHORT_RUN, f"run.folder={tmp_path / 'run'}", "layout.strategy=ddp"]
-    config = load_config(
-        REPOSITORY / "configs/demo.yaml", overrides=overrides, variables={"RETAIN_CACHE": str(machine.cache_folder)}
-    )
-    plan = make_plan(config, machine=machine)
-    worker = plan.argv.index("trainer.worker")
-    broken = REPOSITORY / "tests/equivalence/broken_normaliser.py"
-    argv = (*plan.argv[: worker - 1], str(broken), *plan.argv[worker + 1 :])
-    write_text_atomically(tmp_path / "run" / "plan.json", plan.to_json())
-    done = subprocess.run(
-        argv,
-        env={**os.environ, **plan.environment, "PYTHONPATH": str(REPOSITORY)},
-        timeout=LAUNCH_TIMEOUT_SECONDS,
-        capture_output=True,
-        cwd=REPOSITORY,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr.decode()
+    run("ddp")
+    done = launch_with_worker("tests/equivalence/broken_normaliser.py", tmp_path / "run", "layout.strategy=ddp")
+    assert done.returncode == 0, done.stderr
     assert largest_deviation(trajectory(run("ddp")), trajectory(tmp_path / "run")) > LAYOUT_TOLERANCE

@@ -29,7 +29,7 @@ def encoder_of(*, puts_bos: bool = True) -> PromptEncoder:
     around = "<s> $A" if puts_bos else "$A"
     tokenizer.post_processor = processors.TemplateProcessing(single=around, special_tokens=[("<s>", BOS)])
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>")
-    return PromptEncoder(fast, chat_template=False)
+    return PromptEncoder(fast)
 
 
 ENCODER = encoder_of()

@@ -37,8 +37,8 @@ def tokenizer_of(
     return fast
 
 
-def encoder_of(tokenizer: PreTrainedTokenizerFast, *, chat_template: bool = False) -> PromptEncoder:
-    return PromptEncoder(tokenizer, chat_template=chat_template)
+def encoder_of(tokenizer: PreTrainedTokenizerFast) -> PromptEncoder:
+    return PromptEncoder(tokenizer)
 
 
 def ids_of(text: str) -> list[int]:
@@ -52,6 +52,7 @@ def tokenized(*examples: tuple[str, str], limit: int, on_overlength: str = "erro
         "quiz",
         rendered,
         encoder=encoder_of(tokenizer_of(puts_bos=True)),
+        chat_template=False,
         sequence_length_tokens=limit,
         on_overlength=on_overlength,
     )
@@ -106,21 +107,22 @@ def test_a_tokenizer_without_end_token_is_refused() -> None:
 
 
 def test_a_prompt_is_one_user_turn_of_the_chat_template_with_one_start_token() -> None:
-    encoder = encoder_of(tokenizer_of(puts_bos=True, chat_template=CHAT_TEMPLATE), chat_template=True)
+    encoder = encoder_of(tokenizer_of(puts_bos=True, chat_template=CHAT_TEMPLATE))
     wanted = encoder.tokenizer.encode("[user] Hi\n[assistant]", add_special_tokens=False)
-    assert encoder.prompt_ids("Hi") == [BOS, *wanted]
+    assert encoder.prompt_ids("Hi", chat_template=True) == [BOS, *wanted]
     assert encoder.response_ids("Yo") == [*ids_of("Yo"), EOS]
 
 
 def test_a_chat_template_is_left_alone_unless_it_was_asked_for() -> None:
-    encoder = encoder_of(tokenizer_of(chat_template=CHAT_TEMPLATE), chat_template=False)
+    encoder = encoder_of(tokenizer_of(chat_template=CHAT_TEMPLATE))
     assert encoder.prompt_ids("Hi") == ids_of("Hi")
 
 
 def test_a_missing_chat_template_is_refused_with_the_key_to_change() -> None:
     with pytest.raises(DataError) as caught:
-        encoder_of(tokenizer_of(), chat_template=True)
-    assert str(caught.value) == ("data.chat_template: true, but the tokenizer has no chat template. Set it to false.")
+        encoder_of(tokenizer_of()).prompt_ids("Hi", chat_template=True)
+    wanted = "chat_template: true, but the model's tokenizer has no chat template. Set it to false."
+    assert str(caught.value) == wanted
 
 
 def test_an_example_joins_prompt_and_response_and_trains_the_end_of_text() -> None:
@@ -151,6 +153,7 @@ def test_over_long_examples_are_dropped_whole_and_counted_where_that_was_asked()
         "quiz",
         rendered,
         encoder=encoder_of(tokenizer_of(puts_bos=True)),
+        chat_template=False,
         sequence_length_tokens=5,
         on_overlength="drop",
     )

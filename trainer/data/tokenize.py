@@ -5,7 +5,7 @@ generation cut the text at the same place. The end-of-text token is trained.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 from transformers import PreTrainedTokenizerBase
@@ -40,20 +40,23 @@ class TaskData:
 
 
 class PromptEncoder:
-    """Texts to ids for one tokenizer, with or without its chat template."""
+    """Texts to ids for one tokenizer."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, chat_template: bool) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         if tokenizer.eos_token_id is None:
             raise DataError("model.path: its tokenizer has no end-of-text token: a trained answer could never end.")
-        if chat_template and not tokenizer.chat_template:
-            raise DataError("data.chat_template: true, but the tokenizer has no chat template. Set it to false.")
         self.tokenizer = tokenizer
-        self.chat_template = chat_template
         self.start_ids = _start_ids(tokenizer)
 
-    def prompt_ids(self, prompt: str) -> list[int]:
-        """Ids of a prompt, ready to be continued by the response."""
-        if self.chat_template:
+    def prompt_ids(self, prompt: str, *, chat_template: bool = False) -> list[int]:
+        """Ids of a prompt, ready to be continued by the response.
+
+        Raises:
+            DataError: a chat template is asked for and the tokenizer has none.
+        """
+        if chat_template:
+            if not self.tokenizer.chat_template:
+                raise DataError("chat_template: true, but the model's tokenizer has no chat template. Set it to false.")
             text = self.tokenizer.apply_chat_template(
                 [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
             )
@@ -94,7 +97,13 @@ def render_task(path: str, template: TaskTemplate) -> list[Rendered]:
 
 
 def tokenize_task(
-    name: str, rendered: list[Rendered], *, encoder: PromptEncoder, sequence_length_tokens: int, on_overlength: str
+    name: str,
+    rendered: list[Rendered],
+    *,
+    encoder: PromptEncoder,
+    chat_template: bool,
+    sequence_length_tokens: int,
+    on_overlength: Literal["error", "drop"],
 ) -> TaskData:
     """Encode the training examples of a task.
 
@@ -104,7 +113,8 @@ def tokenize_task(
     rows: list[dict[str, Any]] = []
     overlength = 0
     for example in rendered:
-        prompt, response = encoder.prompt_ids(example.prompt), encoder.response_ids(example.response)
+        prompt = encoder.prompt_ids(example.prompt, chat_template=chat_template)
+        response = encoder.response_ids(example.response)
         length = len(prompt) + len(response)
         if length > sequence_length_tokens:
             overlength += 1

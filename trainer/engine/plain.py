@@ -1,5 +1,6 @@
 """Engine over accelerate: one process, or DDP. The only file that knows accelerate."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,7 +68,7 @@ class PlainEngine:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         norm = float(self._accelerator.clip_grad_norm_(self._wrapped.parameters(), self._max_gradient_norm))
-        if not torch.isfinite(torch.tensor(norm)):
+        if not math.isfinite(norm):
             raise NonFiniteError(f"gradient norm is {norm}")
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)

@@ -4,6 +4,7 @@ Run as a program (`python -m trainer.engine.zero`) it compiles the operators tha
 DeepSpeed would otherwise compile inside the first training process.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -51,6 +52,11 @@ def _num_axes(parameter: Any) -> int:
     return len(parameter.ds_shape) if is_zero_param(parameter) else parameter.dim()
 
 
+def _refuse_non_finite(norm: float) -> None:
+    if not math.isfinite(norm):
+        raise NonFiniteError(f"gradient norm is {norm}")
+
+
 class ZeroEngine:
     """Optimizer states (stage 1), gradients (2) and weights (3) are partitioned over the ranks."""
 
@@ -75,13 +81,8 @@ class ZeroEngine:
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(plan))
         if self._engine.world_size != world.size:
             raise RuntimeError(f"DeepSpeed sees {self._engine.world_size} ranks, the plan says {world.size}")
-        # DeepSpeed computes the norm and steps in one call. This hook stands between the two.
-        optimizer.register_step_pre_hook(self._refuse_non_finite_norm)
-
-    def _refuse_non_finite_norm(self, *_: Any) -> None:
-        norm = float(self._engine.optimizer._global_grad_norm)
-        if not torch.isfinite(torch.tensor(norm)):
-            raise NonFiniteError(f"gradient norm is {norm}")
+        # DeepSpeed computes the norm and steps in one call, and not every stage looks at the norm in between.
+        optimizer.register_step_pre_hook(lambda *_: _refuse_non_finite(float(self._engine.optimizer._global_grad_norm)))
 
     @contextmanager
     def microstep(self, *, last: bool) -> Iterator[None]:
@@ -106,7 +107,9 @@ class ZeroEngine:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
         self._engine.step()
-        return float(self._engine.get_global_grad_norm())
+        norm = float(self._engine.get_global_grad_norm())
+        _refuse_non_finite(norm)  # DeepSpeed leaves such a step out without a word, and would go on
+        return norm
 
     def generate(self, input_ids_BT: Tensor, attention_mask_BT: Tensor, *, max_new_tokens: int) -> Tensor:
         """See Engine."""

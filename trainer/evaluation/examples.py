@@ -81,7 +81,9 @@ def _encode(
     candidates = _candidates(spec, example, row=row, where=where)
     encode = encoder.response_ids if spec.kind == "text" and spec.end_of_text else encoder.text_ids
     bare_text = spec.kind == "text" and not example.prompt
-    prompt_ids = encoder.start_ids if bare_text else encoder.prompt_ids(example.prompt)
+    prompt_ids = (
+        encoder.start_ids if bare_text else encoder.prompt_ids(example.prompt, chat_template=spec.chat_template)
+    )
     candidate_ids = tuple(tuple(encode(candidate)) for candidate in candidates)
     if any(len(prompt_ids) + len(ids) < 2 for ids in candidate_ids):
         raise DataError(f"{where}: a text of one token has nothing to be predicted from. Remove the row.")

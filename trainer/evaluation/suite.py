@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from trainer.config.errors import ConfigError
 from trainer.config.load import load_as
-from trainer.config.schema import Name, PositiveInt, RunConfig, ScoreSection, Section, TaskSection
+from trainer.config.schema import DataSection, Name, PositiveInt, RunConfig, ScoreSection, Section, TaskSection
 from trainer.evaluation.forgetting import Group, TaskDescription
 
 
@@ -44,6 +44,9 @@ class SuiteTask(Section):
 
     max_new_tokens: PositiveInt = 48
     """Longest generated answer, in tokens (kind: generate)."""
+
+    chat_template: bool = False
+    """Wrap the prompt in the tokenizer's chat template. Base abilities are raw text unless said otherwise."""
 
     end_of_text: bool = False
     """Measure the end-of-text token after the response as well (kind: text)."""
@@ -109,7 +112,9 @@ def evaluation_tasks(config: RunConfig, *, variables: Mapping[str, str]) -> list
     Raises:
         ConfigError: the suite file is wrong, or a name stands in both.
     """
-    tasks = [task for name, section in config.data.tasks.items() for task in _of_trained_task(name, section)]
+    tasks = [
+        task for name, section in config.data.tasks.items() for task in _of_trained_task(name, section, config.data)
+    ]
     if config.evaluation.suite is None:
         return tasks
     suite = load_as(Suite, Path(config.evaluation.suite), variables=variables)
@@ -124,11 +129,18 @@ def evaluation_tasks(config: RunConfig, *, variables: Mapping[str, str]) -> list
     return tasks
 
 
-def _of_trained_task(name: str, task: TaskSection) -> list[EvaluationTask]:
-    loss = SuiteTask(kind="text", data=task.heldout, prompt=task.prompt, response=task.response, end_of_text=True)
+def _of_trained_task(name: str, task: TaskSection, data: DataSection) -> list[EvaluationTask]:
+    loss = SuiteTask(
+        kind="text",
+        data=task.heldout,
+        prompt=task.prompt,
+        response=task.response,
+        chat_template=data.chat_template,
+        end_of_text=True,
+    )
     specs = {"loss": loss}
     if task.score is not None:
-        specs |= {_score_name(task.score): _score_spec(task, task.score)}
+        specs |= {_score_name(task.score): _score_spec(task, task.score, data)}
     return [
         EvaluationTask(name=f"{name}-{measure}", capability=name, group="trained", spec=spec)
         for measure, spec in specs.items()
@@ -139,12 +151,13 @@ def _score_name(score: ScoreSection) -> str:
     return "accuracy" if score.kind == "choice" else score.scorer
 
 
-def _score_spec(task: TaskSection, score: ScoreSection) -> SuiteTask:
+def _score_spec(task: TaskSection, score: ScoreSection, data: DataSection) -> SuiteTask:
     return SuiteTask(
         kind=score.kind,
         data=task.heldout,
         prompt=task.prompt,
         response=task.response,
+        chat_template=data.chat_template,
         choices=score.choices,
         scorer=score.scorer,
         max_new_tokens=score.max_new_tokens,
