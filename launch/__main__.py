@@ -14,7 +14,7 @@ from launch.local import execute, run_module
 from launch.machine import this_machine
 from launch.plan import make_plan
 from launch.show import plan_text, print_report
-from trainer.config.errors import EXIT_INPUT, InputError
+from trainer.config.errors import EXIT_INPUT, EXIT_INTERRUPTED, OWN_LINE, InputError
 from trainer.config.load import load_config
 from trainer.config.plan import Plan, read_plan
 from trainer.config.run_folder import RunFolder
@@ -40,7 +40,7 @@ def _say(line: str) -> None:
 
 
 def _complain(message: str) -> None:
-    print(f"retain: {message}", file=sys.stderr, flush=True)
+    print(f"{OWN_LINE}{message}", file=sys.stderr, flush=True)
 
 
 def _plan(config: Path, overrides: list[str] | None) -> Plan:
@@ -154,7 +154,7 @@ def generate(
 
 def _run_module(module: str, run: Path, arguments: list[str]) -> int:
     environment = read_plan(RunFolder(run).plan).environment
-    return run_module(module_argv(module, *arguments), environment)
+    return run_module(module_argv(module, *arguments), environment, complain=_complain)
 
 
 @app.command()
@@ -170,6 +170,9 @@ def main() -> None:
     except InputError as error:
         _complain(str(error))
         sys.exit(EXIT_INPUT)
+    except KeyboardInterrupt:
+        _complain("interrupted before anything was started.")
+        sys.exit(EXIT_INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,8 @@ import psutil
 
 from launch.machine import child_environment
 from launch.operators import OperatorError, prepare_operators
-from launch.verdict import Verdict, judge
-from trainer.config.errors import EXIT_CRASH, EXIT_INPUT, EXIT_STOPPED
+from launch.verdict import judge
+from trainer.config.errors import EXIT_CRASH, EXIT_DONE, EXIT_INPUT, EXIT_INTERRUPTED, EXIT_STOPPED, OWN_LINE
 from trainer.config.plan import Plan
 from trainer.config.run_folder import RunFolder, write_text_atomically
 
@@ -35,6 +36,7 @@ def execute(plan: Plan, *, resume: bool, notify: Notify, complain: Notify) -> in
         The exit code of the command.
     """
     folder = RunFolder(Path(plan.run_folder))
+    is_new = not folder.path.exists()
     folder.logs.mkdir(parents=True, exist_ok=True)
     for old in folder.logs.glob("outcome_rank_*.json"):
         old.unlink()
@@ -47,29 +49,33 @@ def execute(plan: Plan, *, resume: bool, notify: Notify, complain: Notify) -> in
             complain(str(error))
             return EXIT_CRASH
     argv = (*plan.argv, "--resume") if resume else plan.argv
-    with (folder.logs / "launcher.log").open("a", encoding="utf-8") as log:
+    with folder.launcher_log.open("a", encoding="utf-8") as log:
         process = subprocess.Popen(argv, env=environment, stdin=subprocess.DEVNULL, stderr=log, start_new_session=True)
         interrupted = _Stopper(process, notify).wait()
     verdict = judge(folder, world_size=plan.world_size, returncode=process.returncode, interrupted=interrupted)
-    return _conclude(verdict, folder, notify=notify, complain=complain)
-
-
-def run_module(argv: tuple[str, ...], environment: dict[str, str]) -> int:
-    """Run a one-process program of `trainer` in the foreground; the screen and Ctrl-C are its own."""
-    try:
-        return subprocess.run(argv, env=child_environment(environment), check=False).returncode
-    except KeyboardInterrupt:
-        return 130
-
-
-def _conclude(verdict: Verdict, folder: RunFolder, *, notify: Notify, complain: Notify) -> int:
-    if verdict.exit_code in (0, EXIT_STOPPED):
-        notify(verdict.message) if verdict.message else None
-    else:
-        complain(verdict.message)
-    if verdict.exit_code == EXIT_INPUT and not folder.has_started:
+    if verdict.message:
+        (notify if verdict.exit_code in (EXIT_DONE, EXIT_STOPPED) else complain)(verdict.message)
+    if verdict.exit_code == EXIT_INPUT and is_new and not folder.has_started:
         shutil.rmtree(folder.path)  # nothing was trained: the same command works once the input is right
     return verdict.exit_code
+
+
+def run_module(argv: tuple[str, ...], environment: dict[str, str], *, complain: Notify) -> int:
+    """Run a one-process program of `trainer` in the foreground; stdout and Ctrl-C are its own.
+
+    What libraries write to stderr while they load is kept from the screen, unless the program said nothing itself.
+    """
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as stderr:
+        try:
+            code = subprocess.run(argv, env=child_environment(environment), stderr=stderr, check=False).returncode
+        except KeyboardInterrupt:
+            return EXIT_INTERRUPTED
+        stderr.seek(0)
+        text = stderr.read()
+    own = [line.removeprefix(OWN_LINE) for line in text.splitlines() if line.startswith(OWN_LINE)]
+    if code:
+        complain("\n".join(own) or text)
+    return code
 
 
 class _Stopper:

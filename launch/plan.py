@@ -29,6 +29,10 @@ def make_plan(config: RunConfig, *, machine: Machine) -> Plan:
             f"run.folder: {folder.path} holds an earlier run. Choose another run.folder, or go on with it: "
             f"retain train --resume {config.run.folder}"
         )
+    if strangers := folder.foreign_entries():
+        raise ConfigError(
+            f"run.folder: {folder.path} exists and holds other files ({', '.join(strangers[:3])}). Choose a new folder."
+        )
     model_folder = find_model(config.model.path, machine=machine)
     facts = read_model_facts(model_folder)
     _check_files(config)

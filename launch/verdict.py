@@ -4,8 +4,11 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.config.errors import EXIT_CRASH, EXIT_DONE, EXIT_INPUT, EXIT_STOPPED
+from trainer.config.errors import EXIT_CRASH, EXIT_DONE, EXIT_INPUT, EXIT_INTERRUPTED, EXIT_STOPPED
 from trainer.config.run_folder import RunFolder
+
+LAST_LINES = 12
+"""Lines of the launcher's log that are shown where no rank could say anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +31,13 @@ def judge(folder: RunFolder, *, world_size: int, returncode: int, interrupted: b
     if not silent:
         return Verdict(EXIT_STOPPED, f"Stopped with a complete checkpoint. {_how_to_go_on(folder)}")
     if interrupted:
-        return Verdict(EXIT_STOPPED if folder.complete_checkpoints() else 130, f"Stopped. {_how_to_go_on(folder)}")
+        code = EXIT_STOPPED if folder.complete_checkpoints() else EXIT_INTERRUPTED
+        return Verdict(code, f"Stopped. {_how_to_go_on(folder)}")
     return Verdict(
         EXIT_CRASH,
         f"rank(s) {', '.join(map(str, silent))} ended without a word (launcher exit {returncode}): killed, perhaps by "
-        f"the kernel for memory. See {folder.logs}. {_how_to_go_on(folder)}",
+        f"the kernel for memory, or not able to start. {_how_to_go_on(folder)}\n"
+        f"Last lines of {folder.launcher_log}:\n{_last_lines(folder)}",
     )
 
 
@@ -46,6 +51,14 @@ def _of_failure(outcome: dict[str, Any], folder: RunFolder) -> Verdict:
     return Verdict(
         EXIT_CRASH, f"{who} failed first:\n{outcome['traceback']}Logs: {folder.logs}. {_how_to_go_on(folder)}"
     )
+
+
+def _last_lines(folder: RunFolder) -> str:
+    try:
+        lines = folder.launcher_log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        return f"  ({error.strerror})"
+    return "\n".join(f"  {line}" for line in lines[-LAST_LINES:]) or "  (empty)"
 
 
 def _how_to_go_on(folder: RunFolder) -> str:

@@ -5,7 +5,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from trainer.config.errors import EXIT_CRASH, EXIT_DONE, EXIT_INPUT, InputError
+from trainer.config.errors import EXIT_CRASH, EXIT_DONE, EXIT_INPUT, OWN_LINE, InputError
 from trainer.config.run_folder import RunFolder
 from trainer.console import divert_library_output
 
@@ -14,18 +14,18 @@ def run_program(run_path: Path, name: str, body: Callable[[], str]) -> int:
     """Run `body`, print the text that it returns, and turn its errors into exit codes."""
     folder = RunFolder(run_path)
     if not folder.plan.is_file():
-        print(f"retain: {run_path}: not a run folder (no plan.json in it).", file=sys.stderr)
+        print(f"{OWN_LINE}{run_path}: not a run folder (no plan.json in it).", file=sys.stderr)
         return EXIT_INPUT
     log = folder.logs / f"{name}.log"
     stdout, stderr = divert_library_output(log)
     try:
         print(body(), file=stdout, flush=True)
     except InputError as error:
-        print(f"retain: {error}", file=stderr, flush=True)
+        print(f"{OWN_LINE}{error}", file=stderr, flush=True)
         return EXIT_INPUT
     except Exception as error:  # recorded in the log, told in one line
         traceback.print_exc()
-        print(f"retain: {name} failed: {type(error).__name__}: {error}. See {log}.", file=stderr, flush=True)
+        print(f"{OWN_LINE}{name} failed: {type(error).__name__}: {error}. See {log}.", file=stderr, flush=True)
         return EXIT_CRASH
     return EXIT_DONE
 

@@ -147,3 +147,14 @@ def test_an_empty_data_set(config: Path, tmp_path: Path) -> None:
 
 def test_a_resume_of_nothing(tmp_path: Path) -> None:
     refused(retain("train", "--resume", str(tmp_path)), "plan.json", "Is this a run folder?")
+
+
+def test_a_run_folder_with_somebody_elses_files(config: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("years", encoding="utf-8")
+    refused(retain("train", str(config)), "run.folder", "holds other files (thesis.txt)", "Choose a new folder")
+    assert (tmp_path / "run" / "thesis.txt").read_text(encoding="utf-8") == "years"
+
+
+def test_generation_from_a_folder_that_is_no_run(tmp_path: Path) -> None:
+    refused(retain("generate", str(tmp_path), "prompt"), "plan.json", "Is this a run folder?")

@@ -18,6 +18,11 @@ from trainer.model import load_model, load_weights
 pytestmark = needs_demo_packages
 
 LOGITS_TOLERANCE = 1e-5
+"""Absolute, fp32: the same weights computed twice."""
+
+MERGED_TOLERANCE = 1e-5
+"""Relative to the largest logit (about 15), fp32: W + BA is rounded once where W x + B A x was rounded twice."""
+
 PROMPT = "Is this review positive or negative?\nA warm film.\nAnswer:"
 
 
@@ -54,7 +59,8 @@ def test_an_exported_adapter_merged_or_not_gives_the_trained_logits(
     merged, adapter = tmp_path / "merged", tmp_path / "adapter"
     assert retain("export", str(run(layout)), str(merged)).returncode == 0
     assert retain("export", str(run(layout)), str(adapter), "--no-merge").returncode == 0
-    assert (logits_of(AutoModelForCausalLM.from_pretrained(merged), merged) - trained).abs().max() < LOGITS_TOLERANCE
+    difference = logits_of(AutoModelForCausalLM.from_pretrained(merged), merged) - trained
+    assert difference.abs().max() < MERGED_TOLERANCE * trained.abs().max()
     alone = AutoPeftModelForCausalLM.from_pretrained(str(adapter))
     assert (logits_of(alone, adapter) - trained).abs().max() < LOGITS_TOLERANCE
     tensors = load_file(adapter / "adapter_model.safetensors")

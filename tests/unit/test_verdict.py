@@ -123,3 +123,14 @@ def test_an_interrupted_run_with_a_checkpoint_can_go_on(folder: RunFolder) -> No
 def test_an_interrupted_run_without_a_checkpoint_starts_again(folder: RunFolder) -> None:
     found = verdict(folder, returncode=-9, interrupted=True)
     assert found == Verdict(130, "Stopped. There is no checkpoint yet: start the run again.")
+
+
+def test_ranks_that_could_not_start_are_told_with_the_last_lines_of_the_launcher(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.logs.mkdir()
+    folder.launcher_log.write_text("first\n" + "noise\n" * 20 + "ImportError: libfoo.so\n", encoding="utf-8")
+    verdict = judge(folder, world_size=1, returncode=1, interrupted=False)
+    assert verdict.exit_code == 1
+    assert "not able to start" in verdict.message
+    assert verdict.message.endswith("  ImportError: libfoo.so")
+    assert "first" not in verdict.message

@@ -9,6 +9,12 @@ EXIT_INPUT = 2
 EXIT_STOPPED = 75
 """Stopped early with a complete checkpoint: run again to go on (EX_TEMPFAIL of sysexits.h)."""
 
+EXIT_INTERRUPTED = 130
+"""Ended by Ctrl-C before there was a checkpoint (128 + SIGINT)."""
+
+OWN_LINE = "retain: "
+"""What a line on stderr begins with that is meant for a person, not library noise."""
+
 
 class InputError(ValueError):
     """The user's input is wrong: one clear line, exit code 2, no traceback."""

@@ -49,6 +49,11 @@ class RunFolder:
         """Everything that libraries print, one file a rank, and each rank's outcome."""
         return self.path / "logs"
 
+    @property
+    def launcher_log(self) -> Path:
+        """What the launcher and ranks that could not start wrote to stderr."""
+        return self.logs / "launcher.log"
+
     def checkpoint(self, step: int) -> Path:
         """Folder of the checkpoint after optimizer step `step`."""
         return self.checkpoints / f"step_{step:06d}"
@@ -72,6 +77,13 @@ class RunFolder:
     def has_started(self) -> bool:
         """True once the folder holds something of a run that must not be lost."""
         return self.metrics.exists() or bool(self.complete_checkpoints()) or self.evaluation.exists()
+
+    def foreign_entries(self) -> list[str]:
+        """Names in the folder that are not from a run that never started: somebody else's files."""
+        if not self.path.is_dir():
+            return [self.path.name] if self.path.exists() else []
+        own = {self.plan.name, self.logs.name}
+        return sorted(entry.name for entry in self.path.iterdir() if entry.name not in own)
 
 
 def write_text_atomically(path: Path, text: str) -> None:
