@@ -63,7 +63,7 @@ class Screen:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=self._console,
-            redirect_stdout=False,  # they point at the log, and stay there
+            redirect_stdout=False,  # they point at the log and stay there
             redirect_stderr=False,
         )
         self._bar = self._progress.add_task(title, total=total, completed=completed, note="")
