@@ -15,6 +15,7 @@ from launch.machine import child_environment
 from launch.operators import OperatorError, prepare_operators
 from launch.verdict import judge
 from trainer.config.errors import EXIT_CRASH, EXIT_DONE, EXIT_INPUT, EXIT_INTERRUPTED, EXIT_STOPPED, OWN_LINE
+from trainer.config.load import to_yaml
 from trainer.config.plan import Plan
 from trainer.config.run_folder import RunFolder, write_text_atomically
 
@@ -41,6 +42,7 @@ def execute(plan: Plan, *, resume: bool, notify: Notify, complain: Notify) -> in
     for old in folder.logs.glob("outcome_rank_*.json"):
         old.unlink()
     write_text_atomically(folder.plan, plan.to_json())
+    write_text_atomically(folder.config, to_yaml(plan.config))
     environment = child_environment(plan.environment)
     if plan.zero_stage:
         try:

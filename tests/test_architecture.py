@@ -30,7 +30,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         *("launch.strategy", "launch.operators", "launch.demo_models"),
         *("trainer.data.sources", "trainer.data.templates", "trainer.data.mixture"),
         *("trainer.data.tokenize", "trainer.data.collate"),
-        *("trainer.model", "trainer.engine.protocol", "trainer.engine.generation"),
+        *("trainer.model", "trainer.engine.protocol", "trainer.engine.generation", "trainer.engine.optimizer"),
         *("trainer.engine.plain", "trainer.engine.zero"),
     ),
     (

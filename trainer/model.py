@@ -1,6 +1,6 @@
 """Models, adapters and tokenizers: loading, wrapping, saving. The only file that knows peft and bitsandbytes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -100,21 +100,6 @@ def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
     """(trainable, total) parameters; under ZeRO-3 call it before the engine partitions them."""
     parameters = list(model.parameters())
     return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
-
-
-def optimizer_groups(
-    model: torch.nn.Module, *, weight_decay: float, num_axes: Callable[[torch.nn.Parameter], int]
-) -> list[dict[str, Any]]:
-    """Parameter groups for AdamW: matrices decay, vectors (biases, norm weights) do not.
-
-    Args:
-        num_axes: axes of the whole parameter. Under ZeRO-3 every parameter looks like an empty vector.
-    """
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in trainable if num_axes(parameter) >= 2]
-    vectors = [parameter for parameter in trainable if num_axes(parameter) < 2]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
 
 
 def save_weights(model: PreTrainedModel | PeftModel, state: dict[str, Tensor], folder: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from trainer.config.errors import ConfigError
-from trainer.config.load import load_config
+from trainer.config.load import load_config, to_yaml
 from trainer.config.schema import RunConfig
 
 # Line numbers below count from this text.
@@ -285,3 +285,9 @@ def test_the_json_schema_is_plain_json_whose_references_all_resolve() -> None:
     references = {part.split('"')[0] for part in json.dumps(schema).split('"$ref": "#/$defs/')[1:]}
     assert references == set(schema["$defs"])
     assert all(definition["additionalProperties"] is False for definition in schema["$defs"].values())
+
+
+def test_the_resolved_copy_is_read_back_to_an_equal_value(folder: Path) -> None:
+    config = load(folder, COMPLETE, "training.learning_rate=1e-5", "run.folder='1e5'", "lora.targets=[q_proj]")
+    (folder / "copy.yaml").write_text(to_yaml(config), encoding="utf-8")
+    assert load_config(folder / "copy.yaml") == config

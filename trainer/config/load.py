@@ -42,6 +42,13 @@ _Loader.add_implicit_resolver(
 )
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes what `_Loader` would otherwise read as a number or a boolean."""
+
+
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+
 def load_config(
     path: str | Path, *, overrides: Sequence[str] = (), variables: Mapping[str, str] | None = None
 ) -> RunConfig:
@@ -75,6 +82,11 @@ def load_as(
         return root.model_validate(document.values)
     except ValidationError as error:
         raise ConfigError(complaints.all(error.errors())) from None
+
+
+def to_yaml(config: BaseModel) -> str:
+    """A resolved configuration as YAML that `load_config` reads back to an equal value."""
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def read_yaml(path: Path) -> Document:

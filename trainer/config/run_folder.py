@@ -25,6 +25,11 @@ class RunFolder:
         return self.path / "plan.json"
 
     @property
+    def config(self) -> Path:
+        """The resolved configuration, as YAML that `retain train` takes again."""
+        return self.path / "config.yaml"
+
+    @property
     def metrics(self) -> Path:
         """One JSON object a logged step."""
         return self.path / "metrics.jsonl"
@@ -82,7 +87,7 @@ class RunFolder:
         """Names in the folder that are not from a run that never started: somebody else's files."""
         if not self.path.is_dir():
             return [self.path.name] if self.path.exists() else []
-        own = {self.plan.name, self.logs.name}
+        own = {self.plan.name, self.config.name, self.logs.name}
         return sorted(entry.name for entry in self.path.iterdir() if entry.name not in own)
 
 

@@ -15,7 +15,8 @@ from trainer.config.plan import Plan
 from trainer.data.collate import Batch
 from trainer.distributed import World
 from trainer.engine.generation import greedy_continuation
-from trainer.model import optimizer_groups, trainable_names
+from trainer.engine.optimizer import adamw
+from trainer.model import trainable_names
 
 OPTIMIZER_FILE = "optimizer.pt"
 
@@ -35,12 +36,7 @@ class PlainEngine:
         )
         if self._accelerator.num_processes != world.size:
             raise RuntimeError(f"accelerate sees {self._accelerator.num_processes} ranks, the plan says {world.size}")
-        optimizer = torch.optim.AdamW(
-            optimizer_groups(model, weight_decay=training.weight_decay, num_axes=torch.Tensor.dim),
-            lr=training.learning_rate,
-            betas=(training.adam_beta1, training.adam_beta2),
-            eps=training.adam_epsilon,
-        )
+        optimizer = adamw(model, training, num_axes=torch.Tensor.dim)
         self.model = model
         self._wrapped, self._optimizer = self._accelerator.prepare(model, optimizer)
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import deepspeed
-import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero.partition_parameters import is_zero_param
 from torch import Tensor
@@ -23,7 +22,7 @@ from trainer.config.plan import Plan
 from trainer.data.collate import Batch
 from trainer.distributed import World
 from trainer.engine.generation import greedy_continuation
-from trainer.model import optimizer_groups
+from trainer.engine.optimizer import adamw
 
 TAG = "engine"
 
@@ -72,12 +71,7 @@ class ZeroEngine:
         self._stage = plan.zero_stage
         self._frozen_left_out = plan.config.method == "lora"
         _join(plan)
-        optimizer = torch.optim.AdamW(
-            optimizer_groups(model, weight_decay=training.weight_decay, num_axes=_num_axes),
-            lr=training.learning_rate,
-            betas=(training.adam_beta1, training.adam_beta2),
-            eps=training.adam_epsilon,
-        )
+        optimizer = adamw(model, training, num_axes=_num_axes)
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(plan))
         if self._engine.world_size != world.size:
             raise RuntimeError(f"DeepSpeed sees {self._engine.world_size} ranks, the plan says {world.size}")
