@@ -76,7 +76,7 @@ def _shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def num_lora_parameters(facts: ModelFacts, lora: LoraSection) -> int:
-    """Parameters of the adapters: rank * (in + out) for each adapted matrix.
+    """Parameters of the adapters: rank * (in + out) for each adapted matrix; DoRA adds one for each output.
 
     Raises:
         ConfigError: no matrix of the model has one of the target names.
@@ -88,7 +88,8 @@ def num_lora_parameters(facts: ModelFacts, lora: LoraSection) -> int:
             f"lora.targets: found {lora.targets!r}, but the model has no such layer. Layers with a matrix: "
             f"{', '.join(linear)}."
         )
-    return sum(lora.rank * (rows + columns) for rows, columns in adapted)
+    magnitudes = sum(rows for rows, _ in adapted) if lora.dora else 0
+    return sum(lora.rank * (rows + columns) for rows, columns in adapted) + magnitudes
 
 
 def _is_target(tensor_name: str, lora: LoraSection) -> bool:

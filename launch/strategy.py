@@ -3,11 +3,13 @@
 Pure: the same request on the same machine gives the same answer.
 """
 
+import math
 from dataclasses import dataclass
 
 from launch.machine import Machine
 from launch.memory import ModelFacts, estimate_memory, num_lora_parameters
 from trainer.config.errors import ConfigError
+from trainer.config.freezing import frozen_names
 from trainer.config.plan import Decision, Device, MemoryEstimate
 from trainer.config.schema import RunConfig, Strategy
 
@@ -88,8 +90,11 @@ def _choose_world_size(config: RunConfig, machine: Machine, device: Device, deci
 
 def _estimates(config: RunConfig, facts: ModelFacts, world_size: int) -> dict[Strategy, MemoryEstimate]:
     base = facts.num_parameters
-    lora = num_lora_parameters(facts, config.lora_or_default) if config.method == "lora" else 0
-    frozen, trainable = (base, lora) if config.method == "lora" else (0, base)
+    if config.method == "lora":
+        frozen, trainable = base, num_lora_parameters(facts, config.lora_or_default)
+    else:
+        frozen = sum(math.prod(facts.shapes[name]) for name in frozen_names(facts.shapes, config.freeze))
+        trainable = base - frozen
     strategies: tuple[Strategy, ...] = ("single", "ddp", "zero1", "zero2", "zero3")
     return {
         strategy: estimate_memory(

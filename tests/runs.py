@@ -9,6 +9,8 @@ from launch.demo import prepare_demo
 from launch.machine import this_machine
 from tests.harness import train
 
+FROZEN = "freeze={embeddings: true, first_layers: 2, patterns: ['layers.3.mlp']}"
+DORA = "lora={rank: 4, dora: true, rank_stabilised: true, targets: [q_proj, v_proj]}"
 LAYOUTS = {
     "single": ("layout.strategy=single", "layout.processes=1"),
     "ddp": ("layout.strategy=ddp",),
@@ -19,6 +21,10 @@ LAYOUTS = {
     "single, another seed": ("layout.strategy=single", "layout.processes=1", "run.seed=18"),
     "lora single": ("layout.strategy=single", "layout.processes=1", "method=lora"),
     "lora zero3": ("layout.strategy=zero3", "method=lora"),
+    "frozen single": ("layout.strategy=single", "layout.processes=1", FROZEN),
+    "frozen zero3": ("layout.strategy=zero3", FROZEN),
+    "dora single": ("layout.strategy=single", "layout.processes=1", "method=lora", DORA),
+    "dora zero2": ("layout.strategy=zero2", "method=lora", DORA),
 }
 
 

@@ -16,7 +16,13 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 FLOORS: tuple[tuple[str, ...], ...] = (
     (
         *("trainer.config.errors", "trainer.config.run_folder", "trainer.config.schema", "trainer.config.complaints"),
-        *("trainer.config.load", "trainer.config.plan", "trainer.config.deepspeed", "trainer.schedule"),
+        *(
+            "trainer.config.freezing",
+            "trainer.config.load",
+            "trainer.config.plan",
+            "trainer.config.deepspeed",
+            "trainer.schedule",
+        ),
         *("trainer.evaluation.statistics", "trainer.evaluation.forgetting"),
         *("trainer.evaluation.report", "trainer.evaluation.suite"),
     ),

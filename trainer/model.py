@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from trainer.config.errors import ConfigError
+from trainer.config.freezing import frozen_names
 from trainer.config.plan import Plan
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -44,6 +45,8 @@ def load_model(plan: Plan) -> PreTrainedModel | PeftModel:
     if config.training.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if config.method == "full":
+        for name in frozen_names((name for name, _ in model.named_parameters()), config.freeze):
+            model.get_parameter(name).requires_grad_(False)
         return model
     if config.training.activation_checkpointing:
         model.enable_input_require_grads()
@@ -55,6 +58,8 @@ def load_model(plan: Plan) -> PreTrainedModel | PeftModel:
             r=lora.rank,
             lora_alpha=int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,  # type: ignore[arg-type]  # peft takes floats
             lora_dropout=lora.dropout,
+            use_rslora=lora.rank_stabilised,
+            use_dora=lora.dora,
             target_modules=targets,
             task_type="CAUSAL_LM",
         ),
@@ -76,11 +81,6 @@ def load_base(folder: str | Path, *, attention: str) -> PreTrainedModel:
         raise ConfigError(f"model.path: {folder}: transformers cannot load it ({reason}).") from None
 
 
-def is_adapted(model: PreTrainedModel | PeftModel) -> bool:
-    """True where the model is a base with adapters."""
-    return isinstance(model, PeftModel)
-
-
 @contextmanager
 def base_weights(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     """Inside, the model computes as it did before training: adapters are off."""
@@ -91,9 +91,11 @@ def base_weights(model: PreTrainedModel | PeftModel) -> Iterator[None]:
         yield
 
 
-def trainable_names(model: torch.nn.Module) -> list[str]:
-    """Names of the parameters that receive gradients."""
-    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+def frozen_base(model: torch.nn.Module) -> set[str]:
+    """Names of the base weights under adapters: checkpoints leave them out. Empty without adapters."""
+    if not isinstance(model, PeftModel):
+        return set()
+    return {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
 
 
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:

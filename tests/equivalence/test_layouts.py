@@ -1,9 +1,15 @@
 """The same mathematics on every layout: real processes, real gloo, real ZeRO, a real model and real data."""
 
+from pathlib import Path
+
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.demo_assets import needs_demo_packages
 from tests.harness import largest_deviation, launch_with_worker, trajectory
+from trainer.config.freezing import frozen_names
+from trainer.config.plan import read_plan
 
 pytestmark = needs_demo_packages
 
@@ -18,10 +24,23 @@ def test_two_ranks_take_the_same_steps_as_one(run, layout: str) -> None:
     assert deviation < LAYOUT_TOLERANCE
 
 
-def test_lora_under_zero3_takes_the_same_steps_as_on_one_process(run) -> None:
-    deviation = largest_deviation(trajectory(run("lora single")), trajectory(run("lora zero3")))
-    print(f"lora zero3: largest relative deviation {deviation:.1e}")
+@pytest.mark.parametrize(("one", "two"), [("lora single", "lora zero3"), ("dora single", "dora zero2")])
+def test_adapters_take_the_same_steps_on_two_ranks(run, one: str, two: str) -> None:
+    deviation = largest_deviation(trajectory(run(one)), trajectory(run(two)))
+    print(f"{two}: largest relative deviation {deviation:.1e}")
     assert deviation < LAYOUT_TOLERANCE
+
+
+def test_frozen_weights_stay_and_the_others_take_the_same_steps_on_two_ranks(run) -> None:
+    deviation = largest_deviation(trajectory(run("frozen single")), trajectory(run("frozen zero3")))
+    print(f"frozen zero3: largest relative deviation {deviation:.1e}")
+    assert deviation < LAYOUT_TOLERANCE
+    plan = read_plan(run("frozen zero3") / "plan.json")
+    base = load_file(Path(plan.model_folder) / "model.safetensors")
+    trained = load_file(run("frozen zero3") / "checkpoints/step_000012/weights/model.safetensors")
+    kept = {name for name, tensor in base.items() if torch.equal(tensor, trained[name])}
+    assert kept == frozen_names(base, plan.config.freeze)
+    assert len(base) > len(kept) > 20
 
 
 def test_two_runs_with_one_seed_give_identical_losses(run) -> None:

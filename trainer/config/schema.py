@@ -4,9 +4,19 @@ Frozen and strict: unknown keys and wrong types are refused. Rules that concern
 one section stand in that section; rules across sections stand in RunConfig.
 """
 
+import re
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+
+def _compiles(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {error}") from None
+    return pattern
+
 
 Strategy = Literal["single", "ddp", "zero1", "zero2", "zero3"]
 Method = Literal["full", "lora"]
@@ -14,6 +24,7 @@ Precision = Literal["fp32", "bf16"]
 PositiveInt = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
+Pattern = Annotated[str, AfterValidator(_compiles)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 
 
@@ -57,8 +68,27 @@ class LoraSection(Section):
     dropout: Share = 0.0
     """Dropout on the input of the update."""
 
+    rank_stabilised: bool = False
+    """Scale by alpha / sqrt(rank) instead of alpha / rank (Kalajdzievski 2023, arXiv 2312.03732)."""
+
+    dora: bool = False
+    """Train magnitude and direction apart (Liu et al. 2024, arXiv 2402.09353); slower, one vector a layer more."""
+
     targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = "all-linear"
     """Module names to adapt, for example [q_proj, v_proj], or all linear layers but the output head."""
+
+
+class FreezeSection(Section):
+    """Weights that full fine-tuning leaves as they were."""
+
+    embeddings: bool = False
+    """Token and position embeddings, and with them an output head that shares their weights."""
+
+    first_layers: Annotated[int, Field(ge=0)] = 0
+    """So many transformer layers, counted from the input."""
+
+    patterns: Annotated[tuple[Pattern, ...], Field(strict=False)] = ()
+    """Regular expressions searched in parameter names."""
 
 
 class ScoreSection(Section):
@@ -220,6 +250,11 @@ class RunConfig(Section):
     """full: every weight is trained. lora: low-rank updates beside frozen weights."""
 
     lora: LoraSection | None = None
+    """Settings of the low-rank updates (method: lora)."""
+
+    freeze: FreezeSection | None = None
+    """Weights that stay as they were (method: full; LoRA freezes the whole base by itself)."""
+
     data: DataSection
     training: TrainingSection
     layout: LayoutSection = LayoutSection()
@@ -230,6 +265,8 @@ class RunConfig(Section):
     def _sections_fit_together(self) -> Self:
         if self.lora is not None and self.method != "lora":
             raise ValueError(f"a `lora` section is given but method is {self.method!r}: set method: lora or remove it")
+        if self.freeze is not None and self.method != "full":
+            raise ValueError(f"a `freeze` section is given but method is {self.method!r}, which freezes the whole base")
         if self.training.warmup_steps > self.training.num_steps:
             raise ValueError(
                 f"training.warmup_steps is {self.training.warmup_steps}, more than "

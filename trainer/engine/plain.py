@@ -16,7 +16,7 @@ from trainer.data.collate import Batch
 from trainer.distributed import World
 from trainer.engine.generation import greedy_continuation
 from trainer.engine.optimizer import adamw
-from trainer.model import trainable_names
+from trainer.model import frozen_base
 
 OPTIMIZER_FILE = "optimizer.pt"
 
@@ -77,12 +77,11 @@ class PlainEngine:
         )
 
     def gather_weights(self) -> dict[str, Tensor]:
-        """See Engine. A frozen base is left out."""
+        """See Engine."""
         if not self.world.is_main:
             return {}
-        names = set(trainable_names(self.model))
-        frozen = {name for name, _ in self.model.named_parameters()} - names
-        return {name: tensor.cpu() for name, tensor in self.model.state_dict().items() if name not in frozen}
+        left_out = frozen_base(self.model)
+        return {name: tensor.cpu() for name, tensor in self.model.state_dict().items() if name not in left_out}
 
     def save(self, folder: Path) -> None:
         """See Engine. All ranks hold the same state: the main one writes it."""

@@ -45,7 +45,7 @@ class Engine(Protocol):
         ...
 
     def gather_weights(self) -> dict[str, Tensor]:
-        """Trainable weights by name, whole and on the CPU, on the main rank; empty on the others."""
+        """Weights by name without the frozen base of adapters, whole, on the CPU of the main rank; empty elsewhere."""
         ...
 
     def save(self, folder: Path) -> None:

@@ -23,6 +23,7 @@ from trainer.data.collate import Batch
 from trainer.distributed import World
 from trainer.engine.generation import greedy_continuation
 from trainer.engine.optimizer import adamw
+from trainer.model import frozen_base
 
 TAG = "engine"
 
@@ -117,10 +118,10 @@ class ZeroEngine:
 
     def gather_weights(self) -> dict[str, Tensor]:
         """See Engine. Under stage 3 one weight at a time is whole, and only the main rank keeps it."""
-        frozen = {name for name, p in self.model.named_parameters() if not p.requires_grad}
+        left_out = frozen_base(self.model)
         gathered: dict[str, Tensor] = {}
         for name, tensor in self.model.state_dict(keep_vars=True).items():
-            if self._frozen_left_out and name in frozen:
+            if name in left_out:
                 continue
             with deepspeed.zero.GatheredParameters([tensor]) if self._stage == 3 else nullcontext():
                 if self.world.is_main:
