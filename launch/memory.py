@@ -13,7 +13,7 @@ from pathlib import Path
 
 from trainer.config.errors import ConfigError
 from trainer.config.plan import MemoryEstimate
-from trainer.config.schema import LoraSection, Precision, Strategy
+from trainer.config.schema import LoraSection, Offload, Precision, Strategy
 
 _EMBEDDING_AND_HEAD = ("embed_tokens", "lm_head", "wte", "wpe", "embeddings", "embed_positions", "score", "classifier")
 
@@ -102,19 +102,30 @@ def _is_target(tensor_name: str, lora: LoraSection) -> bool:
 
 
 def estimate_memory(
-    *, num_frozen: int, num_trainable: int, strategy: Strategy, world_size: int, precision: Precision
+    *,
+    num_frozen: int,
+    num_trainable: int,
+    strategy: Strategy,
+    world_size: int,
+    precision: Precision,
+    offload: Offload = "none",
 ) -> MemoryEstimate:
-    """Model states of one device under a strategy.
+    """Model states of one device under a strategy, and what ZeRO-Offload moves to main memory.
 
     single and ddp keep fp32 weights under bf16 (autocast); ZeRO keeps bf16 weights and fp32 masters.
     """
     stage = int(strategy.removeprefix("zero")) if strategy.startswith("zero") else 0
     half = precision == "bf16" and stage > 0
     weight_width, gradient_width, optimizer_width = (2, 2, 12) if half else (4, 4, 8)
+    weight_bytes = (num_frozen + num_trainable) * weight_width // (world_size if stage >= 3 else 1)
+    optimizer_bytes = num_trainable * optimizer_width // (world_size if stage >= 1 else 1)
+    moved_optimizer = optimizer_bytes if stage and offload != "none" else 0
+    moved_weights = weight_bytes if stage == 3 and offload == "optimizer_and_parameters" else 0
     return MemoryEstimate(
         num_parameters=num_frozen + num_trainable,
         num_trainable_parameters=num_trainable,
-        weight_bytes=(num_frozen + num_trainable) * weight_width // (world_size if stage >= 3 else 1),
+        weight_bytes=weight_bytes - moved_weights,
         gradient_bytes=num_trainable * gradient_width // (world_size if stage >= 2 else 1),
-        optimizer_bytes=num_trainable * optimizer_width // (world_size if stage >= 1 else 1),
+        optimizer_bytes=optimizer_bytes - moved_optimizer,
+        offloaded_bytes=moved_optimizer + moved_weights,
     )

@@ -51,6 +51,7 @@ def _memory_rows(plan: Plan) -> list[tuple[str, int]]:
         ("gradients", memory.gradient_bytes),
         ("optimizer states", memory.optimizer_bytes),
         ("together", memory.model_state_bytes),
+        *((("in main memory", memory.offloaded_bytes),) if memory.offloaded_bytes else ()),
     ]
 
 

@@ -11,13 +11,19 @@ from launch.memory import ModelFacts, estimate_memory, num_lora_parameters
 from trainer.config.errors import ConfigError
 from trainer.config.freezing import frozen_names
 from trainer.config.plan import Decision, Device, MemoryEstimate
-from trainer.config.schema import RunConfig, Strategy
+from trainer.config.schema import Offload, RunConfig, Strategy
 
 USABLE_MEMORY_SHARE = 0.7
 """Share of a device's memory that model states may take; the rest is for activations and buffers."""
 
 LARGEST_AUTO_MICROBATCH = 16
 GIB = 2**30
+
+_ABLE_TO_OFFLOAD: dict[Offload, tuple[Strategy, ...]] = {
+    "none": ("single", "ddp", "zero1", "zero2", "zero3"),
+    "optimizer": ("zero1", "zero2", "zero3"),
+    "optimizer_and_parameters": ("zero3",),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +109,7 @@ def _estimates(config: RunConfig, facts: ModelFacts, world_size: int) -> dict[St
             strategy=strategy,
             world_size=world_size,
             precision=config.training.precision,
+            offload=config.layout.offload,
         )
         for strategy in strategies
     }
@@ -116,12 +123,18 @@ def _choose_strategy(
     estimates: dict[Strategy, MemoryEstimate],
     decisions: list[Decision],
 ) -> Strategy:
-    asked = config.layout.strategy
+    asked, able = config.layout.strategy, _ABLE_TO_OFFLOAD[config.layout.offload]
+    if asked != "auto" and asked not in able:
+        raise ConfigError(
+            f"layout.offload: found {config.layout.offload} with layout.strategy {asked}, which cannot. "
+            f"Set layout.strategy to one of {', '.join(able)}, or layout.offload=none."
+        )
     if asked != "auto":
         return asked
     per_rank = min(machine.gpu_memory_bytes) if device == "cuda" else machine.memory_bytes // world_size
     budget = int(USABLE_MEMORY_SHARE * per_rank)
-    order: tuple[Strategy, ...] = ("single",) if world_size == 1 else ("ddp", "zero1", "zero2", "zero3")
+    simple: tuple[Strategy, ...] = ("single",) if world_size == 1 else ("ddp", "zero1", "zero2", "zero3")
+    order = [name for name in simple if name in able] or list(able)
     used = next((name for name in order if estimates[name].model_state_bytes <= budget), order[-1])
     need = estimates[used].model_state_bytes
     fits = "fit in" if need <= budget else "DO NOT FIT in"

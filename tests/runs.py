@@ -21,6 +21,8 @@ LAYOUTS = {
     "single, another seed": ("layout.strategy=single", "layout.processes=1", "run.seed=18"),
     "lora single": ("layout.strategy=single", "layout.processes=1", "method=lora"),
     "lora zero3": ("layout.strategy=zero3", "method=lora"),
+    "zero2 offload": ("layout.strategy=zero2", "layout.offload=optimizer"),
+    "zero3 offload": ("layout.strategy=zero3", "layout.offload=optimizer_and_parameters"),
     "frozen single": ("layout.strategy=single", "layout.processes=1", FROZEN),
     "frozen zero3": ("layout.strategy=zero3", FROZEN),
     "dora single": ("layout.strategy=single", "layout.processes=1", "method=lora", DORA),

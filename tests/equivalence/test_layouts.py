@@ -17,7 +17,7 @@ LAYOUT_TOLERANCE = 1e-4
 """Relative, losses and gradient norms, fp32, at every one of 12 steps."""
 
 
-@pytest.mark.parametrize("layout", ["ddp", "zero1", "zero2", "zero3"])
+@pytest.mark.parametrize("layout", ["ddp", "zero1", "zero2", "zero3", "zero2 offload", "zero3 offload"])
 def test_two_ranks_take_the_same_steps_as_one(run, layout: str) -> None:
     deviation = largest_deviation(trajectory(run("single")), trajectory(run(layout)))
     print(f"{layout}: largest relative deviation {deviation:.1e}")

@@ -184,7 +184,8 @@ def test_a_mistake_is_told_with_place_key_found_and_wanted(folder: Path, right: 
 OVERRIDE_MISTAKES = [
     (
         "lora.ranks=3",
-        "lora.ranks: unknown key. Did you mean lora.rank? Keys here: alpha, dora, dropout, rank, rank_stabilised, targets.",
+        "lora.ranks: unknown key. Did you mean lora.rank? "
+        "Keys here: alpha, dora, dropout, rank, rank_stabilised, targets.",
     ),
     ("trainning.num_steps=3", "trainning.num_steps: unknown key. Did you mean training.num_steps?"),
     ("data.tasks.ner.promt=x", "data.tasks.ner.promt: unknown key. Did you mean data.tasks.ner.prompt?"),

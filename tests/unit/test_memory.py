@@ -3,12 +3,14 @@
 import json
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from launch.memory import estimate_memory, read_model_facts
 from tests.recipe import Recipe
 from trainer.config.errors import ConfigError
+from trainer.config.plan import MemoryEstimate
 from trainer.config.schema import Precision, Strategy
 
 # The paper prints GB of 1e9 bytes with one decimal.
@@ -129,3 +131,14 @@ def test_a_config_json_that_is_no_mapping_is_told(recipe: Recipe) -> None:
     (recipe.model / "config.json").write_text("[]")
     with pytest.raises(ConfigError, match=r"config\.json cannot be read"):
         read_model_facts(recipe.model)
+
+
+def test_offload_moves_states_from_the_device_to_main_memory() -> None:
+    # 1000 parameters, fp32, 4 ranks, ZeRO-3: 1000 bytes of weights, 1000 of gradients, 2000 of moments a rank.
+    states = {"num_frozen": 0, "num_trainable": 1000, "strategy": "zero3", "world_size": 4, "precision": "fp32"}
+    here = [(e.weight_bytes, e.gradient_bytes, e.optimizer_bytes, e.offloaded_bytes) for e in offloads(states)]
+    assert here == [(1000, 1000, 2000, 0), (1000, 1000, 0, 2000), (0, 1000, 0, 3000)]
+
+
+def offloads(states: dict[str, Any]) -> list[MemoryEstimate]:
+    return [estimate_memory(**states, offload=kind) for kind in ("none", "optimizer", "optimizer_and_parameters")]

@@ -12,6 +12,12 @@ def deepspeed_config(plan: Plan) -> dict[str, Any]:
     updates by the same formula; the learning rate is set by the loop.
     """
     training = plan.config.training
+    main_memory = {"device": "cpu", "pin_memory": plan.device == "cuda"}
+    offloaded = {
+        "none": {},
+        "optimizer": {"offload_optimizer": main_memory},
+        "optimizer_and_parameters": {"offload_optimizer": main_memory, "offload_param": main_memory},
+    }
     return {
         "train_batch_size": training.examples_per_step,
         "train_micro_batch_size_per_gpu": plan.examples_per_microbatch,
@@ -22,6 +28,7 @@ def deepspeed_config(plan: Plan) -> dict[str, Any]:
             "stage": plan.zero_stage,
             "overlap_comm": plan.device == "cuda",
             "contiguous_gradients": True,
+            **offloaded[plan.config.layout.offload],
         },
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

@@ -49,6 +49,9 @@ class MemoryEstimate(Section):
     optimizer_bytes: int
     """AdamW moments and, under bf16, the fp32 master weights."""
 
+    offloaded_bytes: int = 0
+    """What ZeRO-Offload keeps in main memory instead, for each rank."""
+
     @property
     def model_state_bytes(self) -> int:
         """Weights, gradients and optimizer states together."""

@@ -21,6 +21,7 @@ def _compiles(pattern: str) -> str:
 Strategy = Literal["single", "ddp", "zero1", "zero2", "zero3"]
 Method = Literal["full", "lora"]
 Precision = Literal["fp32", "bf16"]
+Offload = Literal["none", "optimizer", "optimizer_and_parameters"]
 PositiveInt = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -207,6 +208,9 @@ class LayoutSection(Section):
 
     strategy: Strategy | Literal["auto"] = "auto"
     """single, ddp, or ZeRO stage 1, 2, 3 (DeepSpeed). auto: the simplest one whose model states fit."""
+
+    offload: Offload = "none"
+    """What ZeRO keeps in main memory instead of on the device. Parameters can be offloaded under zero3 only."""
 
     processes: PositiveInt | Literal["auto"] = "auto"
     """Ranks, one for each device. auto: every GPU, or one process on a machine without."""
