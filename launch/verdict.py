@@ -7,6 +7,9 @@ from typing import Any
 from trainer.config.errors import EXIT_CRASH, EXIT_DONE, EXIT_INPUT, EXIT_INTERRUPTED, EXIT_STOPPED
 from trainer.config.run_folder import RunFolder
 
+LOST_PEER_WORDS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "Socket")
+"""What gloo and NCCL say when the rank at the other end is gone."""
+
 LAST_LINES = 12
 """Lines of the launcher's log that are shown where no rank could say anything."""
 
@@ -23,9 +26,9 @@ def judge(folder: RunFolder, *, world_size: int, returncode: int, interrupted: b
     """Weigh the outcome files; the first failing rank speaks, because the others fail in its wake."""
     outcomes = _read_outcomes(folder, world_size)
     failed = sorted((o for o in outcomes.values() if o["exit_code"] not in (0, 75)), key=lambda o: o["time_seconds"])
-    if failed:
-        return _of_failure(failed[0], folder)
     silent = [rank for rank in range(world_size) if rank not in outcomes]
+    if failed and not (silent and _lost_a_peer(failed[0])):
+        return _of_failure(failed[0], folder)
     if not silent and all(outcome["kind"] == "done" for outcome in outcomes.values()):
         return Verdict(EXIT_DONE, "")
     if not silent:
@@ -33,12 +36,18 @@ def judge(folder: RunFolder, *, world_size: int, returncode: int, interrupted: b
     if interrupted:
         code = EXIT_STOPPED if folder.complete_checkpoints() else EXIT_INTERRUPTED
         return Verdict(code, f"Stopped. {_how_to_go_on(folder)}")
+    wake = f" Rank {failed[0]['rank']} on {failed[0]['host']} lost its connection to it." if failed else ""
     return Verdict(
         EXIT_CRASH,
         f"rank(s) {', '.join(map(str, silent))} ended without a word (launcher exit {returncode}): killed, perhaps by "
-        f"the kernel for memory, or not able to start. {_how_to_go_on(folder)}\n"
+        f"the kernel for memory, or not able to start.{wake} {_how_to_go_on(folder)}\n"
         f"Last lines of {folder.launcher_log}:\n{_last_lines(folder)}",
     )
+
+
+def _lost_a_peer(outcome: dict[str, Any]) -> bool:
+    """True for a crash that says no more than that another rank went away."""
+    return outcome["kind"] == "crash" and any(words in outcome["message"] for words in LOST_PEER_WORDS)
 
 
 def _of_failure(outcome: dict[str, Any], folder: RunFolder) -> Verdict:

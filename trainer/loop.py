@@ -55,7 +55,7 @@ def train(
     *,
     training: TrainingSection,
     first_step: int,
-    task_names: Sequence[str],
+    num_tasks: int,
     stop_requested: Callable[[], bool],
     on_step: Callable[[StepResult], None],
 ) -> StepResult | None:
@@ -80,7 +80,7 @@ def train(
             batches.at(step),
             step=step,
             learning_rate=_learning_rate(step, training),
-            num_tasks=len(task_names),
+            num_tasks=num_tasks,
             stop_requested=stop_requested,
         )
         on_step(result)

@@ -92,8 +92,8 @@ def run(plan: Plan, folder: RunFolder, *, resume: bool, stop: StopRequest, scree
     world = join_world(plan)
     data = read_data(plan, screen)
     checkpoint = newest_checkpoint(folder, plan) if resume else None
-    engine = build_engine(plan, world, checkpoint, screen)
     step = check_checkpoint(checkpoint, plan=plan) if checkpoint else 0
+    engine = build_engine(plan, world, checkpoint, screen)
     metrics = Metrics(folder, first_step=step) if world.is_main else None
     journal = Journal(plan, screen, metrics, first_step=step, mixture_counts=data.mixture.counts())
 
@@ -155,7 +155,7 @@ def train_all(
         batches,
         training=training,
         first_step=first_step,
-        task_names=list(plan.config.data.tasks),
+        num_tasks=len(data.tasks),
         stop_requested=lambda: stop.requested,
         on_step=on_step,
     )

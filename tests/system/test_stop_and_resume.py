@@ -33,8 +33,15 @@ def workers_of(folder: Path) -> list[psutil.Process]:
     return found
 
 
-def start_and_interrupt(folder: Path, *, after_line: str, number: signal.Signals, times: int = 1) -> tuple[int, str]:
-    """Start a run, signal the launcher once a line of its output begins so, and wait for its end."""
+def start_and_interrupt(
+    folder: Path,
+    *,
+    after_line: str,
+    number: signal.Signals = signal.SIGINT,
+    times: int = 1,
+    act: Callable[[], None] | None = None,
+) -> tuple[int, str]:
+    """Start a run, signal the launcher (or `act`) once a line of its output begins so, and wait for its end."""
     process = subprocess.Popen(
         command("train", "configs/demo.yaml", *SHORT_RUN, f"run.folder={folder}"),
         stdout=subprocess.PIPE,
@@ -50,7 +57,7 @@ def start_and_interrupt(folder: Path, *, after_line: str, number: signal.Signals
     for line in process.stdout:
         output.append(line)
         if line.startswith(after_line) and times:
-            process.send_signal(number)
+            act() if act else process.send_signal(number)
             times -= 1
             after_line = "stopping" if times else after_line
     guard.cancel()
@@ -111,3 +118,22 @@ def test_a_finished_run_is_not_trained_again(run: Callable[[str], Path]) -> None
     done = retain("train", "--resume", str(run("ddp")))
     assert done.returncode == 2
     assert "this run is finished (step 12)" in done.stderr
+
+
+def test_a_rank_that_is_killed_is_named_and_the_run_can_go_on(run: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+
+    def kill_rank_1() -> None:
+        (victim,) = [p for p in workers_of(folder) if p.environ().get("RANK") == "1"]
+        victim.kill()
+
+    code, output = start_and_interrupt(folder, after_line="step      8", act=kill_rank_1)
+    assert code == 1, output
+    assert "rank(s) 1 ended without a word" in output
+    assert f"Go on from step 6 with: retain train --resume {folder}" in output
+    assert "Traceback (most recent call last)" not in output.split("Last lines of")[0]
+    assert workers_of(folder) == []
+    done = retain("train", "--resume", str(folder))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert trajectory(folder) == trajectory(run("zero2"))
+    assert weights_hash(folder) == weights_hash(run("zero2"))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from launch.verdict import Verdict, judge
-from trainer.config.run_folder import RunFolder
+from trainer.config.run_folder import RunFolder, write_json
 
 CRASH = "Traceback (most recent call last):\n  ...\nValueError: rank went wrong\n"
 
@@ -134,3 +134,23 @@ def test_ranks_that_could_not_start_are_told_with_the_last_lines_of_the_launcher
     assert "not able to start" in verdict.message
     assert verdict.message.endswith("  ImportError: libfoo.so")
     assert "first" not in verdict.message
+
+
+def test_a_rank_that_only_lost_its_peer_does_not_take_the_blame_for_it(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    write_json(
+        folder.outcome(0),
+        {
+            "rank": 0,
+            "host": "node1",
+            "time_seconds": 1.0,
+            "kind": "crash",
+            "exit_code": 1,
+            "message": "[gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:1234",
+            "traceback": "Traceback ...",
+        },
+    )
+    verdict = judge(folder, world_size=2, returncode=1, interrupted=False)
+    assert verdict.exit_code == 1
+    assert verdict.message.startswith("rank(s) 1 ended without a word")
+    assert "Rank 0 on node1 lost its connection to it." in verdict.message
