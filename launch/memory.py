@@ -13,7 +13,7 @@ from pathlib import Path
 
 from trainer.config.errors import ConfigError
 from trainer.config.plan import MemoryEstimate
-from trainer.config.schema import LoraSection, Offload, Precision, Strategy
+from trainer.config.schema import LoraSection, Offload, Precision, Quantisation, Strategy
 
 _EMBEDDING_AND_HEAD = ("embed_tokens", "lm_head", "wte", "wpe", "embeddings", "embed_positions", "score", "classifier")
 
@@ -101,6 +101,26 @@ def _is_target(tensor_name: str, lora: LoraSection) -> bool:
     return parts[-2] in lora.targets
 
 
+def base_weight_bytes(facts: ModelFacts, quantisation: Quantisation) -> int | None:
+    """Bytes of a quantised base; None where it is not quantised.
+
+    Embeddings, norms and output head stay in fp32. int8: a byte a weight and an fp32 scale a row (Dettmers et al.
+    2022, arXiv 2208.07339). int4: half a byte a weight and an fp32 scale for each 64 (NF4, arXiv 2305.14314).
+    """
+    if quantisation == "none":
+        return None
+    total = 0
+    for name, shape in facts.shapes.items():
+        size = math.prod(shape)
+        if len(shape) != 2 or any(word in name.split(".") for word in _EMBEDDING_AND_HEAD):
+            total += 4 * size
+        elif quantisation == "int8":
+            total += size + 4 * shape[0]
+        else:
+            total += math.ceil(size / 2) + 4 * math.ceil(size / 64)
+    return total
+
+
 def estimate_memory(
     *,
     num_frozen: int,
@@ -109,6 +129,7 @@ def estimate_memory(
     world_size: int,
     precision: Precision,
     offload: Offload = "none",
+    frozen_bytes: int | None = None,
 ) -> MemoryEstimate:
     """Model states of one device under a strategy, and what ZeRO-Offload moves to main memory.
 
@@ -117,7 +138,8 @@ def estimate_memory(
     stage = int(strategy.removeprefix("zero")) if strategy.startswith("zero") else 0
     half = precision == "bf16" and stage > 0
     weight_width, gradient_width, optimizer_width = (2, 2, 12) if half else (4, 4, 8)
-    weight_bytes = (num_frozen + num_trainable) * weight_width // (world_size if stage >= 3 else 1)
+    whole_bytes = num_trainable * weight_width + (num_frozen * weight_width if frozen_bytes is None else frozen_bytes)
+    weight_bytes = whole_bytes // (world_size if stage >= 3 else 1)
     optimizer_bytes = num_trainable * optimizer_width // (world_size if stage >= 1 else 1)
     moved_optimizer = optimizer_bytes if stage and offload != "none" else 0
     moved_weights = weight_bytes if stage == 3 and offload == "optimizer_and_parameters" else 0

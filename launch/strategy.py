@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 
 from launch.machine import Machine
-from launch.memory import ModelFacts, estimate_memory, num_lora_parameters
+from launch.memory import ModelFacts, base_weight_bytes, estimate_memory, num_lora_parameters
 from trainer.config.errors import ConfigError
 from trainer.config.freezing import frozen_names
 from trainer.config.plan import Decision, Device, MemoryEstimate
@@ -46,7 +46,11 @@ def choose_layout(config: RunConfig, *, machine: Machine, facts: ModelFacts) -> 
         ConfigError: what was asked cannot be done here, or does not divide.
     """
     decisions: list[Decision] = []
+    _refuse_distributed_quantisation(config)
     device = _choose_device(config, machine, decisions)
+    if config.model.quantisation == "int4" and device == "cpu":
+        # bitsandbytes 0.50 repacks 4-bit weights for evaluation on a CPU, and asserts that every layer's rows divide.
+        raise ConfigError("model.quantisation: found int4 on cpu, which bitsandbytes cannot evaluate. Set it to int8.")
     world_size = _choose_world_size(config, machine, device, decisions)
     estimates = _estimates(config, facts, world_size)
     strategy = _choose_strategy(config, machine, device, world_size, estimates, decisions)
@@ -55,6 +59,17 @@ def choose_layout(config: RunConfig, *, machine: Machine, facts: ModelFacts) -> 
     return Layout(
         device, world_size, strategy, microbatch, per_rank // microbatch, estimates[strategy], tuple(decisions)
     )
+
+
+def _refuse_distributed_quantisation(config: RunConfig) -> None:
+    """A quantised base under ZeRO-3 trains to a wrong loss without a word (bitsandbytes issue 1451)."""
+    quantisation, layout = config.model.quantisation, config.layout
+    if quantisation != "none" and (layout.strategy not in ("auto", "single") or layout.processes not in ("auto", 1)):
+        raise ConfigError(
+            f"model.quantisation: found {quantisation} with layout.strategy {layout.strategy} and layout.processes "
+            f"{layout.processes}: a quantised base trains on one process. Set layout.strategy=single and "
+            "layout.processes=1, or model.quantisation=none."
+        )
 
 
 def _choose_device(config: RunConfig, machine: Machine, decisions: list[Decision]) -> Device:
@@ -82,8 +97,10 @@ def _choose_world_size(config: RunConfig, machine: Machine, device: Device, deci
             f"layout.processes: found {asked} with layout.strategy single, wanted 1. Use ddp or zero1, zero2, zero3."
         )
     if asked == "auto":
-        used = machine.num_gpus if device == "cuda" and config.layout.strategy != "single" else 1
-        reason = "strategy single" if config.layout.strategy == "single" else f"one rank for each {device} device"
+        alone = "strategy single" if config.layout.strategy == "single" else ""
+        alone = alone or ("a quantised base trains on one process" if config.model.quantisation != "none" else "")
+        used = machine.num_gpus if device == "cuda" and not alone else 1
+        reason = alone or f"one rank for each {device} device"
         decisions.append(Decision(field="layout.processes", asked="auto", used=str(used), reason=reason))
         return used
     if device == "cuda" and asked > machine.num_gpus:
@@ -110,6 +127,7 @@ def _estimates(config: RunConfig, facts: ModelFacts, world_size: int) -> dict[St
             world_size=world_size,
             precision=config.training.precision,
             offload=config.layout.offload,
+            frozen_bytes=base_weight_bytes(facts, config.model.quantisation),
         )
         for strategy in strategies
     }

@@ -11,6 +11,7 @@ from tests.harness import train
 
 FROZEN = "freeze={embeddings: true, first_layers: 2, patterns: ['layers.3.mlp']}"
 DORA = "lora={rank: 4, dora: true, rank_stabilised: true, targets: [q_proj, v_proj]}"
+INT8 = ("layout.strategy=single", "layout.processes=1", "model.quantisation=int8")
 LAYOUTS = {
     "single": ("layout.strategy=single", "layout.processes=1"),
     "ddp": ("layout.strategy=ddp",),
@@ -25,6 +26,7 @@ LAYOUTS = {
     "zero3 offload": ("layout.strategy=zero3", "layout.offload=optimizer_and_parameters"),
     "frozen single": ("layout.strategy=single", "layout.processes=1", FROZEN),
     "frozen zero3": ("layout.strategy=zero3", FROZEN),
+    "int8": ("method=lora", *INT8),
     "dora single": ("layout.strategy=single", "layout.processes=1", "method=lora", DORA),
     "dora zero2": ("layout.strategy=zero2", "method=lora", DORA),
 }

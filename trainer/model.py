@@ -9,11 +9,18 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from trainer.config.errors import ConfigError
 from trainer.config.freezing import frozen_names
 from trainer.config.plan import Plan
+from trainer.config.schema import Quantisation
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
@@ -34,14 +41,15 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(plan: Plan) -> PreTrainedModel | PeftModel:
-    """The model of a plan in fp32, with fresh adapters where `method: lora`.
+def load_model(plan: Plan, device: torch.device) -> PreTrainedModel | PeftModel:
+    """The model of a plan, with fresh adapters where `method: lora`; a quantised base is put on `device` at once.
 
     Raises:
         ConfigError: transformers does not know the architecture, or cannot load the weights.
     """
     config = plan.config
-    model = load_base(plan.model_folder, attention=config.model.attention)
+    placement = quantised_loading(config.model.quantisation, device)
+    model = load_base(plan.model_folder, attention=config.model.attention, **placement)
     if config.training.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if config.method == "full":
@@ -66,7 +74,21 @@ def load_model(plan: Plan) -> PreTrainedModel | PeftModel:
     )
 
 
-def load_base(folder: str | Path, *, attention: str) -> PreTrainedModel:
+def quantised_loading(quantisation: Quantisation, device: torch.device) -> dict[str, Any]:
+    """What transformers needs to load a base in few bits. The output head stays in fp32."""
+    common = {"llm_int8_skip_modules": ["lm_head"]}
+    place = {"": device.index if device.type == "cuda" else device.type}
+    match quantisation:
+        case "none":
+            return {}
+        case "int8":
+            return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True, **common), "device_map": place}
+        case "int4":
+            settings = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.float32, **common}
+            return {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, **settings), "device_map": place}
+
+
+def load_base(folder: str | Path, *, attention: str, **placement: Any) -> PreTrainedModel:
     """A causal language model in fp32 from local safetensors; remote code is never run.
 
     Raises:
@@ -74,7 +96,12 @@ def load_base(folder: str | Path, *, attention: str) -> PreTrainedModel:
     """
     try:
         return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation=attention, local_files_only=True, use_safetensors=True
+            folder,
+            dtype=torch.float32,
+            attn_implementation=attention,
+            local_files_only=True,
+            use_safetensors=True,
+            **placement,
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).splitlines()[0]

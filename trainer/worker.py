@@ -217,12 +217,14 @@ def build_engine(plan: Plan, world: World, checkpoint: Path | None, screen: Scre
     """Collective: the model in its engine, at its first or at its checkpointed state."""
     seed_everything(plan.config.run.seed, "model")  # the same new weights on every rank
     with partitioned_loading(plan):
-        model: Any = load_model(plan)
-    trainable, total = count_parameters(model) if plan.zero_stage < 3 else plan_parameters(plan)
+        model: Any = load_model(plan, world.device)
+    whole = plan.zero_stage < 3 and plan.config.model.quantisation != "int4"  # two 4-bit weights share an element
+    trainable, total = count_parameters(model) if whole else plan_parameters(plan)
     screen.say(f"model: {total:,} parameters, {trainable:,} trainable ({trainable / total:.2%})")
     if checkpoint is not None and plan.zero_stage == 0:
         load_weights(model, checkpoint / WEIGHTS)
-    model.to(world.device)
+    if plan.config.model.quantisation == "none":  # a quantised base is where it belongs, and cannot be moved
+        model.to(world.device)
     engine: Engine
     if plan.zero_stage:
         engine = ZeroEngine(model, plan=plan, world=world)

@@ -16,6 +16,9 @@ pytestmark = needs_demo_packages
 LAYOUT_TOLERANCE = 1e-4
 """Relative, losses and gradient norms, fp32, at every one of 12 steps."""
 
+INT8_TOLERANCE = 1e-3
+"""Relative, first loss against the fp32 base: rounding of weights and activations to 8 bits."""
+
 
 @pytest.mark.parametrize("layout", ["ddp", "zero1", "zero2", "zero3", "zero2 offload", "zero3 offload"])
 def test_two_ranks_take_the_same_steps_as_one(run, layout: str) -> None:
@@ -65,3 +68,11 @@ def test_a_broken_normaliser_is_caught(run, tmp_path) -> None:
     done = launch_with_worker("tests/equivalence/broken_normaliser.py", tmp_path / "run", "layout.strategy=ddp")
     assert done.returncode == 0, done.stderr
     assert largest_deviation(trajectory(run("ddp")), trajectory(tmp_path / "run")) > LAYOUT_TOLERANCE
+
+
+def test_an_8_bit_base_begins_with_the_loss_of_the_whole_one_and_learns(run) -> None:
+    whole, few_bits = trajectory(run("lora single")), trajectory(run("int8"))
+    deviation = abs(few_bits[0][0] - whole[0][0]) / whole[0][0]
+    print(f"int8: first loss deviates by {deviation:.1e}")
+    assert 0 < deviation < INT8_TOLERANCE
+    assert few_bits[-1][0] < 0.8 * few_bits[0][0]

@@ -29,7 +29,7 @@ PROMPT = "Is this review positive or negative?\nA warm film.\nAnswer:"
 def trained_logits(folder: Path) -> torch.Tensor:
     """Logits of the model that the run trained, built as the run builds it."""
     plan = read_plan(folder / "plan.json")
-    model = load_model(plan)
+    model = load_model(plan, torch.device("cpu"))
     load_weights(model, folder / "checkpoints/step_000012/weights")
     return logits_of(model, plan.model_folder)
 

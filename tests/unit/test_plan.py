@@ -269,26 +269,3 @@ def test_a_plan_that_is_not_text_is_refused(tmp_path: Path) -> None:
 def test_a_plan_that_is_missing_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"plan\.json: cannot be read \(No such file or directory\)\. Is this a run"):
         read_plan(tmp_path / "plan.json")
-
-
-@pytest.mark.parametrize(
-    ("offload", "strategy", "able"),
-    [
-        ("optimizer", "ddp", "zero1, zero2, zero3"),
-        ("optimizer", "single", "zero1, zero2, zero3"),
-        ("optimizer_and_parameters", "zero2", "zero3"),
-    ],
-)
-def test_a_strategy_that_cannot_offload_is_refused_with_those_that_can(
-    recipe: Recipe, offload: str, strategy: str, able: str
-) -> None:
-    message = refusal(recipe, f"layout.offload={offload}", f"layout.strategy={strategy}")
-    assert message == (
-        f"layout.offload: found {offload} with layout.strategy {strategy}, which cannot. "
-        f"Set layout.strategy to one of {able}, or layout.offload=none."
-    )
-
-
-def test_auto_takes_a_strategy_that_can_offload_even_on_one_rank(recipe: Recipe) -> None:
-    assert recipe.plan("layout.offload=optimizer").strategy == "zero1"
-    assert recipe.plan("layout.offload=optimizer_and_parameters").strategy == "zero3"

@@ -21,6 +21,7 @@ def _compiles(pattern: str) -> str:
 Strategy = Literal["single", "ddp", "zero1", "zero2", "zero3"]
 Method = Literal["full", "lora"]
 Precision = Literal["fp32", "bf16"]
+Quantisation = Literal["none", "int8", "int4"]
 Offload = Literal["none", "optimizer", "optimizer_and_parameters"]
 PositiveInt = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -52,6 +53,9 @@ class ModelSection(Section):
 
     path: str
     """Folder with config.json and safetensors, or a hub name that is already in the local Hugging Face cache."""
+
+    quantisation: Quantisation = "none"
+    """Keep the frozen base in 8 or 4 bits (bitsandbytes: LLM.int8, NF4). With method: lora, on one process."""
 
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention implementation that transformers uses."""
@@ -269,6 +273,11 @@ class RunConfig(Section):
     def _sections_fit_together(self) -> Self:
         if self.lora is not None and self.method != "lora":
             raise ValueError(f"a `lora` section is given but method is {self.method!r}: set method: lora or remove it")
+        if self.model.quantisation != "none" and self.method != "lora":
+            raise ValueError(
+                f"model.quantisation is {self.model.quantisation} but method is {self.method!r}: "
+                "weights in so few bits cannot be trained themselves. Set method: lora"
+            )
         if self.freeze is not None and self.method != "full":
             raise ValueError(f"a `freeze` section is given but method is {self.method!r}, which freezes the whole base")
         if self.training.warmup_steps > self.training.num_steps:
