@@ -7,7 +7,7 @@ reports. The loop itself is in trainer/loop.py.
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,17 +99,11 @@ def run(plan: Plan, folder: RunFolder, *, resume: bool, stop: StopRequest, scree
 
     def check_stop() -> None:
         if world.any(stop.requested):
-            if step == 0:
-                save_checkpoint(engine, plan=plan, folder=folder, step=0)
             raise StoppedEarly
 
     try:
         if step == 0:
-            journal.begin_measurement("before training", data.measurement.tasks)
-            with base_weights(engine.model):
-                measure(
-                    engine, data.measurement, folder=folder, step=0, check_stop=check_stop, on_task=journal.measured
-                )
+            measure_baseline(plan, folder, engine, data, journal=journal, check_stop=check_stop)
         step = train_all(plan, folder, world, engine, data, first_step=step, stop=stop, journal=journal)
         journal.begin_measurement("after training", data.measurement.tasks)
         measure(engine, data.measurement, folder=folder, step=step, check_stop=check_stop, on_task=journal.measured)
@@ -118,6 +112,19 @@ def run(plan: Plan, folder: RunFolder, *, resume: bool, stop: StopRequest, scree
         world.barrier()
     finally:
         journal.close()
+
+
+def measure_baseline(
+    plan: Plan, folder: RunFolder, engine: Engine, data: RunData, *, journal: Journal, check_stop: Callable[[], None]
+) -> None:
+    """Collective: measure the model as it was before training; stopped meanwhile, it leaves a checkpoint of step 0."""
+    journal.begin_measurement("before training", data.measurement.tasks)
+    try:
+        with base_weights(engine.model):
+            measure(engine, data.measurement, folder=folder, step=0, check_stop=check_stop, on_task=journal.measured)
+    except StoppedEarly:  # outside of the block above: adapters that are switched off count as frozen
+        journal.saved(save_checkpoint(engine, plan=plan, folder=folder, step=0))
+        raise
 
 
 def train_all(

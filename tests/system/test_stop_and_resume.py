@@ -35,7 +35,7 @@ def workers_of(folder: Path) -> list[psutil.Process]:
 
 def start_and_interrupt(
     folder: Path,
-    *,
+    *overrides: str,
     after_line: str,
     number: signal.Signals = signal.SIGINT,
     times: int = 1,
@@ -43,7 +43,7 @@ def start_and_interrupt(
 ) -> tuple[int, str]:
     """Start a run, signal the launcher (or `act`) once a line of its output begins so, and wait for its end."""
     process = subprocess.Popen(
-        command("train", "configs/demo.yaml", *SHORT_RUN, f"run.folder={folder}"),
+        command("train", "configs/demo.yaml", *SHORT_RUN, f"run.folder={folder}", *overrides),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -99,11 +99,16 @@ def test_ctrl_c_writes_a_checkpoint_says_how_to_go_on_and_leaves_no_process(
 
 
 def test_a_stop_during_the_first_measurement_can_be_resumed(tmp_path: Path) -> None:
+    # With adapters: they are switched off at that moment, and must be in the checkpoint all the same.
     folder = tmp_path / "run"
-    code, output = start_and_interrupt(folder, after_line="measuring before", number=signal.SIGTERM)
+    code, output = start_and_interrupt(folder, "method=lora", after_line="measuring before", number=signal.SIGTERM)
     assert code == 75, output
     assert f"Go on from step 0 with: retain train --resume {folder}" in output
     assert workers_of(folder) == []
+    done = retain("train", "--resume", str(folder))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "resumed from step_000000" in done.stdout
+    assert len(trajectory(folder)) == 12
 
 
 def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def test_a_micro_batch_is_the_largest_divisor_up_to_16(
 ) -> None:
     plan = recipe.plan(f"training.examples_per_step={total}", f"layout.processes={ranks}")
     assert (plan.examples_per_microbatch, plan.microbatches_per_step) == (microbatch, microbatches)
-    assert plan.examples_per_rank_and_step * ranks == total
+    assert plan.examples_per_microbatch * plan.microbatches_per_step * ranks == total
 
 
 def test_a_micro_batch_that_was_asked_for_sets_the_accumulation(recipe: Recipe) -> None:

@@ -110,11 +110,6 @@ class Plan(Section):
     """Version of Retain, with the git commit where the code is a checkout."""
 
     @property
-    def examples_per_rank_and_step(self) -> int:
-        """Examples that one rank sees in one optimizer step."""
-        return self.examples_per_microbatch * self.microbatches_per_step
-
-    @property
     def zero_stage(self) -> int:
         """ZeRO stage; 0 for single and ddp."""
         return int(self.strategy.removeprefix("zero")) if self.strategy.startswith("zero") else 0
