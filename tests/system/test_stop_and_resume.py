@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from safetensors.torch import load_file
 
 from tests.demo_assets import needs_demo_packages
 from tests.harness import LAUNCH_TIMEOUT_SECONDS, REPOSITORY, SHORT_RUN, command, retain, trajectory
@@ -105,6 +106,8 @@ def test_a_stop_during_the_first_measurement_can_be_resumed(tmp_path: Path) -> N
     assert code == 75, output
     assert f"Go on from step 0 with: retain train --resume {folder}" in output
     assert workers_of(folder) == []
+    # 4 layers of 7 adapted matrices, a pair of factors each.
+    assert len(load_file(folder / "checkpoints/step_000000/weights/adapter_model.safetensors")) == 4 * 7 * 2
     done = retain("train", "--resume", str(folder))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "resumed from step_000000" in done.stdout
