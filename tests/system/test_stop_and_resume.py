@@ -135,7 +135,7 @@ def test_a_rank_that_is_killed_is_named_and_the_run_can_go_on(run: Callable[[str
         (victim,) = [p for p in workers_of(folder) if p.environ().get("RANK") == "1"]
         victim.kill()
 
-    code, output = start_and_interrupt(folder, after_line="step      8", act=kill_rank_1)
+    code, output = start_and_interrupt(folder, after_line="step      7", act=kill_rank_1)
     assert code == 1, output
     assert "rank(s) 1 ended without a word" in output
     assert f"Go on from step 6 with: retain train --resume {folder}" in output
