@@ -77,9 +77,8 @@ def check_checkpoint(path: Path, *, plan: Plan) -> int:
 def load_state(engine: Engine, path: Path) -> None:
     """Collective: optimizer and random state of a checkpoint; weights come in `load_weights` or with the engine."""
     engine.load(path / ENGINE)
-    stored = load_file(path / RANDOM / f"rank_{engine.world.rank:05d}.safetensors")
-    texts = json.loads((path / RANDOM / f"rank_{engine.world.rank:05d}.json").read_text(encoding="utf-8"))
-    restore_random_state({**stored, **texts})
+    tensors, texts = _random_files(path / RANDOM, engine.world.rank)
+    restore_random_state({**load_file(tensors), **json.loads(texts.read_text(encoding="utf-8"))})
 
 
 def _state(plan: Plan, step: int) -> dict[str, object]:
@@ -94,12 +93,13 @@ def _state(plan: Plan, step: int) -> dict[str, object]:
 
 def _parts(plan: Plan) -> list[str]:
     """What a complete checkpoint holds, by path inside it."""
-    ranks = range(plan.world_size)
-    return [
-        WEIGHTS,
-        ENGINE,
-        *(f"{RANDOM}/rank_{rank:05d}.{kind}" for rank in ranks for kind in ("safetensors", "json")),
-    ]
+    random_files = [file for rank in range(plan.world_size) for file in _random_files(Path(RANDOM), rank)]
+    return [WEIGHTS, ENGINE, *map(str, random_files)]
+
+
+def _random_files(folder: Path, rank: int) -> tuple[Path, Path]:
+    """(tensors, texts) of one rank's random state."""
+    return folder / f"rank_{rank:05d}.safetensors", folder / f"rank_{rank:05d}.json"
 
 
 def _publish(part: Path, final: Path) -> None:
@@ -114,9 +114,9 @@ def _publish(part: Path, final: Path) -> None:
 
 def _save_random_state(folder: Path, *, rank: int) -> None:
     state = random_state()
-    tensors = {name: state[name] for name in ("torch", "cuda")}
-    save_file(tensors, folder / f"rank_{rank:05d}.safetensors")
-    write_json(folder / f"rank_{rank:05d}.json", {name: state[name] for name in ("python", "numpy")})
+    tensors, texts = _random_files(folder, rank)
+    save_file({name: state[name] for name in ("torch", "cuda")}, tensors)
+    write_json(texts, {name: state[name] for name in ("python", "numpy")})
 
 
 def _flush(folder: Path) -> None:

@@ -91,7 +91,7 @@ def run(plan: Plan, folder: RunFolder, *, resume: bool, stop: StopRequest, scree
     """
     world = join_world(plan)
     data = read_data(plan, screen)
-    checkpoint = newest_checkpoint(folder, plan) if resume else None
+    checkpoint = newest_checkpoint(folder) if resume else None
     step = check_checkpoint(checkpoint, plan=plan) if checkpoint else 0
     engine = build_engine(plan, world, checkpoint, screen)
     metrics = Metrics(folder, first_step=step) if world.is_main else None
@@ -214,7 +214,7 @@ def read_data(plan: Plan, screen: Screen) -> RunData:
     return RunData(tasks, mixture, Measurement(evaluations, data, encoder, config.evaluation.examples_per_batch))
 
 
-def newest_checkpoint(folder: RunFolder, plan: Plan) -> Path | None:
+def newest_checkpoint(folder: RunFolder) -> Path | None:
     """The newest complete checkpoint, or None where the run never wrote one."""
     steps = folder.complete_checkpoints()
     return folder.checkpoint(steps[-1]) if steps else None

@@ -9,6 +9,7 @@ from trainer.config.schema import FreezeSection
 _EMBEDDING_MODULES = frozenset(
     ("embed_tokens", "embed_positions", "wte", "wpe", "word_embeddings", "position_embeddings", "token_type_embeddings")
 )
+_NO_BLOCK = 1 << 30
 _BLOCK_NUMBER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)\.")
 
 
@@ -34,9 +35,6 @@ def frozen_names(names: Iterable[str], freeze: FreezeSection | None) -> set[str]
     if frozen == set(all_names):
         raise ConfigError("freeze: every weight of the model would be frozen; nothing is left to train.")
     return frozen
-
-
-_NO_BLOCK = 1 << 30
 
 
 def _block_of(name: str) -> int:
