@@ -4,13 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/stamps
 
-.PHONY: demo test check clean install
+.PHONY: demo test equivalence check clean install
 
 demo: $(STAMPS)/demo
 	$(BIN)/retain demo
 
 test: $(STAMPS)/demo
 	$(BIN)/python -m pytest -q
+
+# The runs that must agree, as a table of deviations, each with a planted fault; part of `make test`.
+equivalence: $(STAMPS)/demo
+	$(BIN)/python -m pytest -q tests/equivalence
 
 check: $(STAMPS)/dev
 	$(BIN)/ruff format --check .

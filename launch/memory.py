@@ -1,127 +1,141 @@
-"""Model states per device, from config.json and safetensors headers alone. No torch, no weights read.
+"""Memory of one device at the peak of a step, from config.json and safetensors headers alone. No torch.
 
-Formulas: Rajbhandari et al. 2020, ZeRO (arXiv 1910.02054), section 3: with mixed-precision Adam
-2 bytes of weights, 2 of gradients and K = 12 of optimizer states for each parameter; stage 1 divides the
-optimizer states by the number of ranks, stage 2 also the gradients, stage 3 also the weights.
+Model states follow Rajbhandari et al. 2020, ZeRO (arXiv 1910.02054), section 3: with mixed-precision Adam 2 bytes of
+weights, 2 of gradients and K = 12 of optimizer states for each parameter; stage 1 divides the optimizer states by the
+number of ranks, stage 2 also the gradients, stage 3 also the weights.
 """
 
-import json
 import math
-import struct
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable
 
-from trainer.config.errors import ConfigError
-from trainer.config.plan import MemoryEstimate
-from trainer.config.schema import LoraSection, Offload, Precision, Quantisation, Strategy
+from launch.activations import activation_bytes, logit_bytes
+from launch.model_facts import ModelFacts
+from launch.parameters import HEADS, Parameters, is_transposed, read_parameters
+from trainer.config.deepspeed import BUCKET_ELEMENTS, MAX_LIVE_PARAMETERS
+from trainer.config.plan import Device, MemoryEstimate
+from trainer.config.schema import Offload, Precision, Quantisation, RunConfig, Strategy
 
-_EMBEDDING_AND_HEAD = ("embed_tokens", "lm_head", "wte", "wpe", "embeddings", "embed_positions", "score", "classifier")
+LARGEST_EVALUATION_BATCH = 32
+EVALUATION_LOGIT_BYTES = 2 * 2**30
 
+SMALLEST_8BIT_ELEMENTS = 4096
+"""bitsandbytes keeps the moments of smaller tensors in fp32."""
 
-@dataclass(frozen=True, slots=True)
-class ModelFacts:
-    """What the plan needs to know of a model."""
+BLOCK_8BIT_ELEMENTS = 256
+"""Elements of a moment that share a scale."""
 
-    folder: Path
-    context_tokens: int | None
-    """Longest sequence of the model; None where config.json does not say."""
+CODEBOOK_BYTES = 2 * 256 * 4
+"""The 256 values that a byte stands for, once for each moment."""
 
-    shapes: dict[str, tuple[int, ...]]
-    """Shape of each stored tensor, by name."""
-
-    @property
-    def num_parameters(self) -> int:
-        """Stored parameters; tied weights are stored once."""
-        return sum(math.prod(shape) for shape in self.shapes.values())
+_EMBEDDINGS = ("embed_tokens", "wte", "wpe", "embed_positions", "embeddings")
 
 
-def read_model_facts(folder: Path) -> ModelFacts:
-    """Read config.json and the safetensors headers of a model folder.
+def estimate_memory(
+    config: RunConfig,
+    facts: ModelFacts,
+    *,
+    strategy: Strategy,
+    world_size: int,
+    examples_per_microbatch: int,
+    activation_checkpointing: bool,
+    device: Device = "cuda",
+) -> MemoryEstimate:
+    """Everything that one device holds at the peak of a step, between forward and backward of the last micro-batch.
 
-    Raises:
-        ConfigError: a file is missing or damaged.
-    """
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError("not a JSON object")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"model.path: {folder}/config.json cannot be read ({error}). Give a model folder.") from None
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        raise ConfigError(f"model.path: {folder} holds no *.safetensors file. Convert its weights first.")
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path in weights:
-        shapes |= _shapes_in(path)
-    context = config.get("max_position_embeddings", config.get("n_positions"))
-    return ModelFacts(folder, context, shapes)
+    The optimizer's own temporaries are not counted: they come when activations and logits are gone.
 
-
-def _shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
-    """Header of a safetensors file: 8 bytes of length (little endian), then JSON."""
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        num_bytes = 8 + length + max(entry["data_offsets"][1] for entry in tensors.values())
-        shapes = {name: tuple(entry["shape"]) for name, entry in tensors.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, struct.error, MemoryError, OverflowError):
-        raise ConfigError(f"model.path: {path} is not a safetensors file, or is cut short. Copy it again.") from None
-    if path.stat().st_size < num_bytes:
-        raise ConfigError(
-            f"model.path: {path} is cut short: {path.stat().st_size} of {num_bytes} bytes. Copy it again."
-        )
-    return shapes
-
-
-def num_lora_parameters(facts: ModelFacts, lora: LoraSection) -> int:
-    """Parameters of the adapters: rank * (in + out) for each adapted matrix; DoRA adds one for each output.
+    Args:
+        device: a CPU keeps all scores of attention under dropout, and wider masks, but smaller buckets of ZeRO.
 
     Raises:
-        ConfigError: no matrix of the model has one of the target names.
+        ConfigError: `freeze` or `lora` names nothing of the model.
     """
-    adapted = [shape for name, shape in facts.shapes.items() if len(shape) == 2 and _is_target(name, lora)]
-    if not adapted:
-        linear = sorted({name.split(".")[-2] for name, shape in facts.shapes.items() if len(shape) == 2})
-        raise ConfigError(
-            f"lora.targets: found {lora.targets!r}, but the model has no such layer. Layers with a matrix: "
-            f"{', '.join(linear)}."
-        )
-    magnitudes = sum(rows for rows, _ in adapted) if lora.dora else 0
-    return sum(lora.rank * (rows + columns) for rows, columns in adapted) + magnitudes
+    parameters = read_parameters(config, facts)
+    precision = config.training.precision
+    states = model_states(
+        num_frozen=parameters.num_frozen,
+        num_trainable=parameters.num_trainable,
+        strategy=strategy,
+        world_size=world_size,
+        precision=precision,
+        offload=config.layout.offload,
+        frozen_bytes=_frozen_bytes(config, facts, parameters, strategy),
+        moment_bytes=(
+            moments_8bit_bytes(parameters.trainable_elements) if config.training.optimizer == "adamw_8bit" else None
+        ),
+    )
+    buffers = communication_bytes(
+        strategy=strategy,
+        precision=precision,
+        device=device,
+        num_parameters=states.num_parameters,
+        num_trainable=states.num_trainable_parameters,
+        largest=max(math.prod(shape) for shape in parameters.base.values()),
+    )
+    known = states.model_copy(update={"model_type": facts.model_type, "communication_bytes": buffers})
+    if facts.geometry is None:
+        return known
+    kept = activation_bytes(
+        config,
+        facts.geometry,
+        strategy=strategy,
+        examples_per_microbatch=examples_per_microbatch,
+        activation_checkpointing=activation_checkpointing,
+        device=device,
+    )
+    logits = logit_bytes(config, facts.geometry, examples_per_microbatch=examples_per_microbatch)
+    batch = examples_per_evaluation_batch(config, facts)
+    measured = logit_bytes(config, facts.geometry, examples_per_microbatch=batch)
+    return known.model_copy(update={"activation_bytes": kept, "logit_bytes": logits, "evaluation_bytes": measured})
 
 
-def _is_target(tensor_name: str, lora: LoraSection) -> bool:
-    parts = tensor_name.split(".")
-    if len(parts) < 2 or parts[-1] != "weight":
-        return False
-    if lora.targets == "all-linear":
-        return not any(word in parts for word in _EMBEDDING_AND_HEAD)
-    return parts[-2] in lora.targets
+def examples_per_evaluation_batch(config: RunConfig, facts: ModelFacts) -> int:
+    """What was asked, or the largest power of two up to 32 whose logits fit; whatever the number of ranks."""
+    asked = config.evaluation.examples_per_batch
+    if asked != "auto" or facts.geometry is None:
+        return LARGEST_EVALUATION_BATCH if asked == "auto" else asked
+    one = logit_bytes(config, facts.geometry, examples_per_microbatch=1)
+    fitting = max(1, min(LARGEST_EVALUATION_BATCH, EVALUATION_LOGIT_BYTES // one))
+    return 1 << (fitting.bit_length() - 1)
 
 
-def base_weight_bytes(facts: ModelFacts, quantisation: Quantisation) -> int | None:
-    """Bytes of a quantised base; None where it is not quantised.
+def _frozen_bytes(config: RunConfig, facts: ModelFacts, parameters: Parameters, strategy: Strategy) -> int | None:
+    """Bytes of weights without gradients, where they are kept otherwise than the trained ones."""
+    if config.model.quantisation != "none":
+        return quantised_base_bytes(parameters, facts, config.model.quantisation)
+    narrow = config.method == "lora" and config.training.precision != "fp32" and not strategy.startswith("zero")
+    return 2 * parameters.num_frozen if narrow else None
 
-    Embeddings, norms and output head stay in fp32. int8: a byte a weight and an fp32 scale a row (Dettmers et al.
-    2022, arXiv 2208.07339). int4: half a byte a weight and an fp32 scale for each 64 (NF4, arXiv 2305.14314).
+
+def quantised_base_bytes(parameters: Parameters, facts: ModelFacts, quantisation: Quantisation) -> int:
+    """Bytes of a quantised base.
+
+    Embeddings, norms and heads stay in fp32. int8: a byte a weight and an fp32 scale an output (Dettmers et al. 2022,
+    arXiv 2208.07339). int4: half a byte a weight and an fp32 scale for each 64 (NF4, arXiv 2305.14314).
     """
-    if quantisation == "none":
-        return None
     total = 0
-    for name, shape in facts.shapes.items():
+    for name, shape in parameters.base.items():
         size = math.prod(shape)
-        if len(shape) != 2 or any(word in name.split(".") for word in _EMBEDDING_AND_HEAD):
+        if len(shape) != 2 or {*_EMBEDDINGS, *HEADS} & set(name.split(".")):
             total += 4 * size
         elif quantisation == "int8":
-            total += size + 4 * shape[0]
+            total += size + 4 * shape[1 if is_transposed(facts, name) else 0]
         else:
             total += math.ceil(size / 2) + 4 * math.ceil(size / 64)
     return total
 
 
-def estimate_memory(
+def moments_8bit_bytes(trainable_elements: Iterable[int]) -> int:
+    """Both moments of bitsandbytes' AdamW: a byte an element and an fp32 scale for each 256 (Dettmers et al. 2022,
+    arXiv 2110.02861); fp32 in small tensors."""
+    sizes = list(trainable_elements)
+    large = [size for size in sizes if size >= SMALLEST_8BIT_ELEMENTS]
+    small = sum(size for size in sizes if size < SMALLEST_8BIT_ELEMENTS)
+    scales = sum(math.ceil(size / BLOCK_8BIT_ELEMENTS) for size in large)
+    return 2 * sum(large) + 2 * 4 * scales + 2 * 4 * small + (CODEBOOK_BYTES if large else 0)
+
+
+def model_states(
     *,
     num_frozen: int,
     num_trainable: int,
@@ -130,24 +144,48 @@ def estimate_memory(
     precision: Precision,
     offload: Offload = "none",
     frozen_bytes: int | None = None,
+    moment_bytes: int | None = None,
 ) -> MemoryEstimate:
-    """Model states of one device under a strategy, and what ZeRO-Offload moves to main memory.
+    """Weights, gradients and optimizer states of one device, and what ZeRO-Offload moves to main memory.
 
-    single and ddp keep fp32 weights under bf16 (autocast); ZeRO keeps bf16 weights and fp32 masters.
+    single and ddp keep what they train in fp32 (16 bits are autocast): 4 + 4 + 8 bytes. ZeRO keeps 16-bit weights and
+    gradients and 12 bytes of fp32 master weights and moments; in fp32 DeepSpeed 0.19 copies the masters all the same.
+
+    Args:
+        frozen_bytes: of all weights without gradients; None where they are as wide as the trained ones.
+        moment_bytes: of an optimizer other than AdamW.
     """
     stage = int(strategy.removeprefix("zero")) if strategy.startswith("zero") else 0
-    half = precision == "bf16" and stage > 0
-    weight_width, gradient_width, optimizer_width = (2, 2, 12) if half else (4, 4, 8)
-    whole_bytes = num_trainable * weight_width + (num_frozen * weight_width if frozen_bytes is None else frozen_bytes)
+    width = 2 if precision != "fp32" and stage else 4
+    moments = 8 * num_trainable if moment_bytes is None else moment_bytes
+    whole_bytes = num_trainable * width + (num_frozen * width if frozen_bytes is None else frozen_bytes)
     weight_bytes = whole_bytes // (world_size if stage >= 3 else 1)
-    optimizer_bytes = num_trainable * optimizer_width // (world_size if stage >= 1 else 1)
+    optimizer_bytes = (moments + (4 * num_trainable if stage else 0)) // (world_size if stage >= 1 else 1)
     moved_optimizer = optimizer_bytes if stage and offload != "none" else 0
     moved_weights = weight_bytes if stage == 3 and offload == "optimizer_and_parameters" else 0
     return MemoryEstimate(
         num_parameters=num_frozen + num_trainable,
         num_trainable_parameters=num_trainable,
         weight_bytes=weight_bytes - moved_weights,
-        gradient_bytes=num_trainable * gradient_width // (world_size if stage >= 2 else 1),
+        gradient_bytes=num_trainable * width // (world_size if stage >= 2 else 1),
         optimizer_bytes=optimizer_bytes - moved_optimizer,
         offloaded_bytes=moved_optimizer + moved_weights,
     )
+
+
+def communication_bytes(
+    *, strategy: Strategy, precision: Precision, device: Device, num_parameters: int, num_trainable: int, largest: int
+) -> int:
+    """Buffers of ZeRO's collectives, in the width of computation.
+
+    A bucket of gradients on their way, two where they travel beside the backward pass (stages 1 and 2 on cuda).
+    Stage 3 also gathers weights: those in use, at least the largest one, and a bucket ahead of them. Stages 1 and 2
+    gather in place, and DDP's gradients live in its buckets.
+    """
+    if not strategy.startswith("zero"):
+        return 0
+    width = 4 if precision == "fp32" else 2
+    bucket = min(BUCKET_ELEMENTS, num_trainable)
+    if strategy != "zero3":
+        return width * bucket * (2 if device == "cuda" else 1)
+    return width * (bucket + max(largest, min(num_parameters, MAX_LIVE_PARAMETERS + BUCKET_ELEMENTS)))

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from launch.commands import worker_argv
 from launch.machine import Machine
-from launch.memory import ModelFacts, read_model_facts
+from launch.memory import examples_per_evaluation_batch
+from launch.model_facts import ModelFacts, read_model_facts
 from launch.strategy import choose_layout
 from trainer.config.errors import ConfigError
 from trainer.config.plan import Plan
@@ -39,20 +40,22 @@ def make_plan(config: RunConfig, *, machine: Machine) -> Plan:
     _check_context(config, facts)
     layout = choose_layout(config, machine=machine, facts=facts)
     return Plan(
-        config=config,
+        config=layout.config,
         decisions=layout.decisions,
         strategy=layout.strategy,
         device=layout.device,
         world_size=layout.world_size,
         examples_per_microbatch=layout.examples_per_microbatch,
         microbatches_per_step=layout.microbatches_per_step,
+        activation_checkpointing=layout.activation_checkpointing,
+        evaluation_examples_per_batch=examples_per_evaluation_batch(layout.config, facts),
         run_folder=str(folder.path),
         model_folder=str(model_folder),
         cache_folder=str(machine.cache_folder),
         argv=worker_argv(folder.plan, strategy=layout.strategy, world_size=layout.world_size),
         environment=_environment(machine, device=layout.device, world_size=layout.world_size),
         memory=layout.memory,
-        config_sha256=config_hash(config, cache_folder=machine.cache_folder),
+        config_sha256=config_hash(layout.config, cache_folder=machine.cache_folder),
         code_version=code_version(),
     )
 

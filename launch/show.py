@@ -5,7 +5,7 @@ import shlex
 from rich.console import Console
 from rich.table import Table
 
-from trainer.config.plan import Plan
+from trainer.config.plan import MemoryEstimate, Plan
 from trainer.evaluation.report import TABLE_COLUMNS, ForgettingReport, table_rows
 
 
@@ -17,12 +17,13 @@ def plan_text(plan: Plan) -> str:
     per_step = (
         f"{plan.world_size} rank(s) x {plan.microbatches_per_step} micro-batches x {plan.examples_per_microbatch}"
     )
+    base = f"{config.model.quantisation} base, " if config.model.quantisation != "none" else ""
     share = memory.num_trainable_parameters / memory.num_parameters
     lines = [
         f"run folder  {plan.run_folder}",
         f"model       {plan.model_folder}",
         f"            {memory.num_parameters:,} parameters, {memory.num_trainable_parameters:,} trainable "
-        f"({share:.2%}), method {config.method}, {training.precision}",
+        f"({share:.2%}), method {config.method}, {base}{training.precision}",
         f"tasks       {tasks}",
         f"strategy    {plan.strategy} on {plan.world_size} x {plan.device}",
         f"batch       {training.examples_per_step} examples a step = {per_step}",
@@ -32,8 +33,8 @@ def plan_text(plan: Plan) -> str:
         "decisions" if plan.decisions else "decisions   none: everything as asked",
         *(f"  {d.field}: {d.asked} -> {d.used}  ({d.reason})" for d in plan.decisions),
         "",
-        "model states a device (activations and buffers come on top)",
-        *(f"  {label:<18}{_readable_bytes(size):>12}" for label, size in _memory_rows(plan)),
+        f"memory a device, estimated for sequences of {config.data.sequence_length_tokens} tokens, the longest",
+        *(f"  {label:<18}{size:>12}" for label, size in memory_rows(memory)),
         "",
         "environment",
         *(f"  {name}={shlex.quote(value)}" for name, value in sorted(plan.environment.items())),
@@ -44,15 +45,21 @@ def plan_text(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _memory_rows(plan: Plan) -> list[tuple[str, int]]:
-    memory = plan.memory
-    return [
+def memory_rows(memory: MemoryEstimate) -> list[tuple[str, str]]:
+    """Label and size of each part, and of all parts together."""
+    rows = [
         ("weights", memory.weight_bytes),
         ("gradients", memory.gradient_bytes),
         ("optimizer states", memory.optimizer_bytes),
-        ("together", memory.model_state_bytes),
+        ("activations", memory.activation_bytes),
+        ("logits and loss", memory.logit_bytes),
+        ("communication", memory.communication_bytes),
+        ("or, evaluating", memory.evaluation_bytes),
+        ("together, at most", memory.total_bytes),
         *((("in main memory", memory.offloaded_bytes),) if memory.offloaded_bytes else ()),
     ]
+    unknown = f"unknown (model_type {memory.model_type or 'not given'})"
+    return [(label, unknown if size is None else _readable_bytes(size)) for label, size in rows]
 
 
 def _readable_bytes(size: int) -> str:

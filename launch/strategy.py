@@ -3,73 +3,237 @@
 Pure: the same request on the same machine gives the same answer.
 """
 
-import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from launch.compatibility import Combination, refusal
 from launch.machine import Machine
-from launch.memory import ModelFacts, base_weight_bytes, estimate_memory, num_lora_parameters
+from launch.memory import estimate_memory, examples_per_evaluation_batch
+from launch.model_facts import ModelFacts
 from trainer.config.errors import ConfigError
-from trainer.config.freezing import frozen_names
 from trainer.config.plan import Decision, Device, MemoryEstimate
-from trainer.config.schema import Offload, RunConfig, Strategy
+from trainer.config.schema import RunConfig, Strategy
 
-USABLE_MEMORY_SHARE = 0.7
-"""Share of a device's memory that model states may take; the rest is for activations and buffers."""
+USABLE_MEMORY_SHARE = 0.9
+"""Share of a device's memory that a step may take; the rest is for the runtime and fragmentation."""
 
 LARGEST_AUTO_MICROBATCH = 16
 GIB = 2**30
-
-_ABLE_TO_OFFLOAD: dict[Offload, tuple[Strategy, ...]] = {
-    "none": ("single", "ddp", "zero1", "zero2", "zero3"),
-    "optimizer": ("zero1", "zero2", "zero3"),
-    "optimizer_and_parameters": ("zero3",),
-}
+SINGLE: tuple[Strategy, ...] = ("single", "zero1", "zero2", "zero3")
+SEVERAL: tuple[Strategy, ...] = ("ddp", "zero1", "zero2", "zero3")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
     """How a run is spread over devices, and why."""
+
+    config: RunConfig
+    """The configuration in force: what was asked, or the fallback."""
 
     device: Device
     world_size: int
     strategy: Strategy
     examples_per_microbatch: int
     microbatches_per_step: int
+    activation_checkpointing: bool
     memory: MemoryEstimate
     decisions: tuple[Decision, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """One way to spread a step over the devices."""
+
+    strategy: Strategy
+    microbatch: int
+    checkpointing: bool
+    memory: MemoryEstimate
+
+
 def choose_layout(config: RunConfig, *, machine: Machine, facts: ModelFacts) -> Layout:
-    """Decide device, ranks, strategy and micro-batch.
+    """Decide device, ranks, strategy, micro-batch and activation checkpointing.
 
     Raises:
-        ConfigError: what was asked cannot be done here, or does not divide.
+        ConfigError: what was asked cannot be done here, does not divide, or does not fit.
     """
     decisions: list[Decision] = []
-    _refuse_distributed_quantisation(config)
     device = _choose_device(config, machine, decisions)
-    if config.model.quantisation == "int4" and device == "cpu":
-        # bitsandbytes 0.50 repacks 4-bit weights for evaluation on a CPU, and asserts that every layer's rows divide.
-        raise ConfigError("model.quantisation: found int4 on cpu, which bitsandbytes cannot evaluate. Set it to int8.")
     world_size = _choose_world_size(config, machine, device, decisions)
-    estimates = _estimates(config, facts, world_size)
-    strategy = _choose_strategy(config, machine, device, world_size, estimates, decisions)
-    microbatch = _choose_microbatch(config, world_size, decisions)
-    per_rank = config.training.examples_per_step // world_size
+    _check_batch(config, world_size)
+    budget = _budget_bytes(config, machine, device, world_size)
+    candidates = list(_candidates(config, facts, device=device, world_size=world_size))
+    chosen = next((candidate for candidate in candidates if candidate.memory.total_bytes <= budget), None)
+    if chosen is None:
+        config, chosen = _fall_back(config, facts, candidates, device, world_size, budget, decisions)
+    decisions += _reasons(config, facts, chosen, world_size=world_size, budget=budget)
     return Layout(
-        device, world_size, strategy, microbatch, per_rank // microbatch, estimates[strategy], tuple(decisions)
+        config=config,
+        device=device,
+        world_size=world_size,
+        strategy=chosen.strategy,
+        examples_per_microbatch=chosen.microbatch,
+        microbatches_per_step=config.training.examples_per_step // world_size // chosen.microbatch,
+        activation_checkpointing=chosen.checkpointing,
+        memory=chosen.memory,
+        decisions=tuple(decisions),
     )
 
 
-def _refuse_distributed_quantisation(config: RunConfig) -> None:
-    """A quantised base under ZeRO-3 trains to a wrong loss without a word (bitsandbytes issue 1451)."""
-    quantisation, layout = config.model.quantisation, config.layout
-    if quantisation != "none" and (layout.strategy not in ("auto", "single") or layout.processes not in ("auto", 1)):
-        raise ConfigError(
-            f"model.quantisation: found {quantisation} with layout.strategy {layout.strategy} and layout.processes "
-            f"{layout.processes}: a quantised base trains on one process. Set layout.strategy=single and "
-            "layout.processes=1, or model.quantisation=none."
+def _candidates(config: RunConfig, facts: ModelFacts, *, device: Device, world_size: int) -> Iterator[_Candidate]:
+    """Ways that fit the request, the fastest first.
+
+    Recomputing activations costs a third of the time, small micro-batches less, the higher ZeRO stages least.
+    """
+    training, asked = config.training, config.layout.strategy
+    strategies = [asked] if asked != "auto" else list(SINGLE if world_size == 1 else SEVERAL)
+    able = [strategy for strategy in strategies if _refused(config, strategy, device) is None]
+    if not able:
+        raise ConfigError(_refused(config, strategies[0], device))
+    if asked == "auto" and world_size == 1 and "single" in able:
+        able = ["single"]  # on one device ZeRO only adds work; what does not fit falls back
+    quantised = config.model.quantisation != "none"
+    asked_checkpointing = training.activation_checkpointing
+    recompute = ([True] if quantised else [False, True]) if asked_checkpointing == "auto" else [asked_checkpointing]
+    share = training.examples_per_step // world_size
+    largest = min(share, LARGEST_AUTO_MICROBATCH)
+    sizes = [training.examples_per_device] if training.examples_per_device != "auto" else range(largest, 0, -1)
+    for checkpointing in recompute:
+        for microbatch in (size for size in sizes if share % size == 0):
+            for strategy in able:
+                memory = estimate_memory(
+                    config,
+                    facts,
+                    strategy=strategy,
+                    world_size=world_size,
+                    examples_per_microbatch=microbatch,
+                    activation_checkpointing=checkpointing,
+                    device=device,
+                )
+                yield _Candidate(strategy, microbatch, checkpointing, memory)
+
+
+def _refused(config: RunConfig, strategy: Strategy, device: Device) -> str | None:
+    """The complaint about a combination that does not work, or None."""
+    asked = Combination(
+        strategy=strategy,
+        offload=config.layout.offload,
+        method=config.method,
+        quantisation=config.model.quantisation,
+        precision=config.training.precision,
+        objective=config.objective,
+        device=device,
+    )
+    if (found := refusal(asked)) is not None:
+        named = {
+            "layout.offload": f"{asked.offload} with layout.strategy {strategy}",
+            "model.quantisation": f"{asked.quantisation} with layout.strategy {strategy} on {device}",
+            "training.precision": f"{asked.precision} on {device}",
+        }[found.key]
+        alone = found.nearest.strategy == "single" and config.layout.processes not in ("auto", 1)
+        advice = found.advice(asked) + (" layout.processes=1" if alone else "")
+        return f"{found.key}: found {named}: {found.reason}. Set {advice}."
+    if config.training.optimizer == "adamw_8bit" and strategy not in ("single", "ddp"):
+        return (
+            f"training.optimizer: found adamw_8bit with layout.strategy {strategy}: ZeRO cuts weights into flat "
+            "pieces, so the blocks that share a scale would depend on the number of ranks. "
+            "Set training.optimizer=adamw, or layout.strategy=ddp."
         )
+    return None
+
+
+def _fall_back(
+    config: RunConfig,
+    facts: ModelFacts,
+    tried: list[_Candidate],
+    device: Device,
+    world_size: int,
+    budget: int,
+    decisions: list[Decision],
+) -> tuple[RunConfig, _Candidate]:
+    """LoRA over an 8-bit base where one device is at hand and the asked method does not fit it.
+
+    Raises:
+        ConfigError: there are several devices, or nothing fits, or the user wants no fallback.
+    """
+    least = min(tried, key=lambda candidate: candidate.memory.total_bytes)
+    need = (
+        f"the smallest way needs {_gib(least.memory.total_bytes)} a rank ({least.strategy}, micro-batches of "
+        f"{least.microbatch}, activation checkpointing {'on' if least.checkpointing else 'off'}; model states "
+        f"{_gib(least.memory.model_state_bytes)}), and {_gib(budget)} may be used"
+    )
+    smaller = (
+        f"{config.model.path} does not fit: {need}. Use more devices, layout.offload, method=lora, or a shorter "
+        "data.sequence_length_tokens; layout.memory_per_device_gib sets what a rank may use."
+    )
+    if world_size > 1 or config.model.quantisation != "none":
+        raise ConfigError(f"layout: {smaller}")
+    lighter = config.model_copy(
+        update={
+            "method": "lora",
+            "lora": config.lora_or_default,
+            "freeze": None,
+            "model": config.model.model_copy(update={"quantisation": "int8"}),
+            "layout": config.layout.model_copy(update={"strategy": "single", "offload": "none"}),
+        }
+    )
+    fits = [c for c in _candidates(lighter, facts, device=device, world_size=1) if c.memory.total_bytes <= budget]
+    if not fits:
+        raise ConfigError(f"layout: {smaller} LoRA over an 8-bit base does not fit either.")
+    offer = f"LoRA over an 8-bit base needs {_gib(fits[0].memory.total_bytes)}"
+    if config.layout.on_oversize == "refuse":
+        raise ConfigError(f"layout.on_oversize: refuse, and {smaller} Or set layout.on_oversize=fallback: {offer}.")
+    reason = f"{need}; {offer} (layout.on_oversize: fallback)"
+    changes = [
+        ("method", config.method, "lora"),
+        ("model.quantisation", config.model.quantisation, "int8"),
+        ("layout.strategy", config.layout.strategy, "single"),
+        ("layout.offload", config.layout.offload, "none"),
+        ("freeze", "given" if config.freeze else "none", "none"),
+    ]
+    changed = [change for change in changes if change[1] != change[2]]
+    reasons = [reason, *["goes with it (layout.on_oversize: fallback)"] * (len(changed) - 1)]
+    decisions += [
+        Decision(field=key, asked=old, used=new, reason=why)
+        for (key, old, new), why in zip(changed, reasons, strict=True)
+    ]
+    return lighter, fits[0]
+
+
+def _reasons(
+    config: RunConfig, facts: ModelFacts, chosen: _Candidate, *, world_size: int, budget: int
+) -> Iterator[Decision]:
+    """A decision for everything that was left to Retain."""
+    fits = f"{_gib(chosen.memory.total_bytes)} a rank of {_gib(budget)} usable ({USABLE_MEMORY_SHARE:.0%} of a device)"
+    if config.layout.strategy == "auto":
+        yield Decision(field="layout.strategy", asked="auto", used=chosen.strategy, reason=f"the first to fit: {fits}")
+    if config.training.examples_per_device == "auto":
+        share = config.training.examples_per_step // world_size
+        reason = f"{share} examples a rank and step, in micro-batches of at most {LARGEST_AUTO_MICROBATCH} that fit"
+        yield Decision(
+            field="training.examples_per_device", asked="auto", used=str(chosen.microbatch), reason=f"{reason}: {fits}"
+        )
+    if config.training.activation_checkpointing == "auto":
+        quantised = "the base is quantised" if config.model.quantisation != "none" else ""
+        reason = quantised or ("nothing fits without" if chosen.checkpointing else "the step fits without")
+        used = "on" if chosen.checkpointing else "off"
+        yield Decision(field="training.activation_checkpointing", asked="auto", used=used, reason=reason)
+    if config.evaluation.examples_per_batch == "auto":
+        used = str(examples_per_evaluation_batch(config, facts))
+        needs = chosen.memory.evaluation_bytes
+        reason = "the model's geometry is not known" if needs is None else f"logits of at most {_gib(needs)}"
+        yield Decision(field="evaluation.examples_per_batch", asked="auto", used=used, reason=reason)
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / 2**20:.2f} MiB"
+
+
+def _budget_bytes(config: RunConfig, machine: Machine, device: Device, world_size: int) -> int:
+    asked = config.layout.memory_per_device_gib
+    if asked != "auto":
+        return int(USABLE_MEMORY_SHARE * asked * GIB)
+    per_rank = min(machine.gpu_memory_bytes) if device == "cuda" else machine.memory_bytes // world_size
+    return int(USABLE_MEMORY_SHARE * per_rank)
 
 
 def _choose_device(config: RunConfig, machine: Machine, decisions: list[Decision]) -> Device:
@@ -111,60 +275,8 @@ def _choose_world_size(config: RunConfig, machine: Machine, device: Device, deci
     return asked
 
 
-def _estimates(config: RunConfig, facts: ModelFacts, world_size: int) -> dict[Strategy, MemoryEstimate]:
-    base = facts.num_parameters
-    if config.method == "lora":
-        frozen, trainable = base, num_lora_parameters(facts, config.lora_or_default)
-    else:
-        frozen = sum(math.prod(facts.shapes[name]) for name in frozen_names(facts.shapes, config.freeze))
-        trainable = base - frozen
-    strategies: tuple[Strategy, ...] = ("single", "ddp", "zero1", "zero2", "zero3")
-    return {
-        strategy: estimate_memory(
-            num_frozen=frozen,
-            num_trainable=trainable,
-            strategy=strategy,
-            world_size=world_size,
-            precision=config.training.precision,
-            offload=config.layout.offload,
-            frozen_bytes=base_weight_bytes(facts, config.model.quantisation),
-        )
-        for strategy in strategies
-    }
-
-
-def _choose_strategy(
-    config: RunConfig,
-    machine: Machine,
-    device: Device,
-    world_size: int,
-    estimates: dict[Strategy, MemoryEstimate],
-    decisions: list[Decision],
-) -> Strategy:
-    asked, able = config.layout.strategy, _ABLE_TO_OFFLOAD[config.layout.offload]
-    if asked != "auto" and asked not in able:
-        raise ConfigError(
-            f"layout.offload: found {config.layout.offload} with layout.strategy {asked}, which cannot. "
-            f"Set layout.strategy to one of {', '.join(able)}, or layout.offload=none."
-        )
-    if asked != "auto":
-        return asked
-    per_rank = min(machine.gpu_memory_bytes) if device == "cuda" else machine.memory_bytes // world_size
-    budget = int(USABLE_MEMORY_SHARE * per_rank)
-    simple: tuple[Strategy, ...] = ("single",) if world_size == 1 else ("ddp", "zero1", "zero2", "zero3")
-    order = [name for name in simple if name in able] or list(able)
-    used = next((name for name in order if estimates[name].model_state_bytes <= budget), order[-1])
-    need = estimates[used].model_state_bytes
-    fits = "fit in" if need <= budget else "DO NOT FIT in"
-    reason = (
-        f"model states of {need / GIB:.2f} GiB a rank {fits} {budget / GIB:.1f} GiB "
-        f"({USABLE_MEMORY_SHARE:.0%} of a device)"
-    )
-    decisions.append(Decision(field="layout.strategy", asked="auto", used=used, reason=reason))
-    return used
-
-
-def _choose_microbatch(config: RunConfig, world_size: int, decisions: list[Decision]) -> int:
+def _check_batch(config: RunConfig, world_size: int) -> None:
+    """Refuse a batch that does not divide: a rank or a micro-batch would get fewer examples than the others."""
     total, asked = config.training.examples_per_step, config.training.examples_per_device
     if total % world_size:
         lower, upper = total - total % world_size, total + world_size - total % world_size
@@ -174,15 +286,9 @@ def _choose_microbatch(config: RunConfig, world_size: int, decisions: list[Decis
             f"Set it to {choices}, or change layout.processes."
         )
     per_rank = total // world_size
-    if asked == "auto":
-        used = max(n for n in range(1, min(per_rank, LARGEST_AUTO_MICROBATCH) + 1) if per_rank % n == 0)
-        reason = f"{per_rank} examples a rank and step, in micro-batches of at most {LARGEST_AUTO_MICROBATCH}"
-        decisions.append(Decision(field="training.examples_per_device", asked="auto", used=str(used), reason=reason))
-        return used
-    if per_rank % asked:
+    if asked != "auto" and per_rank % asked:
         divisors = ", ".join(str(n) for n in range(1, per_rank + 1) if per_rank % n == 0)
         raise ConfigError(
             f"training.examples_per_device: found {asked}, but each rank's {per_rank} examples a step "
             f"({total} / {world_size} ranks) do not divide by it. Set it to one of {divisors}."
         )
-    return asked

@@ -69,7 +69,9 @@ def write_large_model(folder: Path) -> Path:
         header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"max_position_embeddings": 2048}))
+    geometry = {"model_type": "llama", "hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 16}
+    geometry |= {"intermediate_size": 8192, "vocab_size": 32768, "tie_word_embeddings": True}
+    (folder / "config.json").write_text(json.dumps({"max_position_embeddings": 2048, **geometry}))
     with (folder / "model.safetensors").open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         file.truncate(8 + len(text) + end)
@@ -87,6 +89,10 @@ class Recipe:
             (folder / f"{name}.jsonl").write_text('{"a": "x"}\n')
         self.path = folder / "recipe.yaml"
         self.path.write_text(RECIPE.format(folder=folder))
+
+    def write_config(self, **geometry: object) -> None:
+        """What config.json says of the model's architecture beside its context."""
+        (self.model / "config.json").write_text(json.dumps({"max_position_embeddings": 64, **geometry}))
 
     def config(self, *overrides: str) -> RunConfig:
         """The recipe with overrides."""

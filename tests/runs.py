@@ -15,20 +15,11 @@ INT8 = ("layout.strategy=single", "layout.processes=1", "model.quantisation=int8
 LAYOUTS = {
     "single": ("layout.strategy=single", "layout.processes=1"),
     "ddp": ("layout.strategy=ddp",),
-    "zero1": ("layout.strategy=zero1",),
     "zero2": ("layout.strategy=zero2",),
     "zero3": ("layout.strategy=zero3",),
-    "zero2 again": ("layout.strategy=zero2",),
-    "single, another seed": ("layout.strategy=single", "layout.processes=1", "run.seed=18"),
     "lora single": ("layout.strategy=single", "layout.processes=1", "method=lora"),
     "lora zero3": ("layout.strategy=zero3", "method=lora"),
-    "zero2 offload": ("layout.strategy=zero2", "layout.offload=optimizer"),
-    "zero3 offload": ("layout.strategy=zero3", "layout.offload=optimizer_and_parameters"),
-    "frozen single": ("layout.strategy=single", "layout.processes=1", FROZEN),
     "frozen zero3": ("layout.strategy=zero3", FROZEN),
-    "int8": ("method=lora", *INT8),
-    "dora single": ("layout.strategy=single", "layout.processes=1", "method=lora", DORA),
-    "dora zero2": ("layout.strategy=zero2", "method=lora", DORA),
 }
 
 

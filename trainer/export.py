@@ -9,7 +9,7 @@ from pathlib import Path
 from trainer.config.errors import InputError
 from trainer.config.plan import read_plan
 from trainer.config.run_folder import RunFolder
-from trainer.model import ADAPTER_WEIGHTS, load_tokenizer, load_trained
+from trainer.model import ADAPTER_WEIGHTS, AUTO_CLASSES, LARGEST_FILE, load_tokenizer, load_trained
 from trainer.program import run_program, weights_folder
 
 
@@ -28,9 +28,7 @@ def export(run_path: Path, target: Path, *, step: int | None, merge: bool) -> st
     shutil.rmtree(part, ignore_errors=True)
     adapted = (weights / ADAPTER_WEIGHTS).exists()
     if adapted and merge:
-        load_trained(plan.model_folder, weights, attention=plan.config.model.attention, merge=True).save_pretrained(
-            part
-        )
+        load_trained(plan, weights, merge=True).save_pretrained(part, max_shard_size=LARGEST_FILE)
     else:
         shutil.copytree(weights, part)
     load_tokenizer(plan.model_folder).save_pretrained(part)
@@ -38,7 +36,8 @@ def export(run_path: Path, target: Path, *, step: int | None, merge: bool) -> st
         target.rmdir()
     part.replace(target)
     kind = "adapter merged into the base" if adapted and merge else "adapter (peft)" if adapted else "full weights"
-    loader = "AutoPeftModelForCausalLM" if adapted and not merge else "AutoModelForCausalLM"
+    loader = AUTO_CLASSES[plan.config.objective].__name__
+    loader = loader.replace("Auto", "AutoPeft", 1) if adapted and not merge else loader
     return f"{weights.parent.name} -> {target}: {kind}. Load it with {loader}.from_pretrained({str(target)!r})"
 
 

@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,17 +19,18 @@ from trainer.program import run_program, weights_folder
 def generate(
     run_path: Path, prompt: str, *, step: int | None, max_new_tokens: int, temperature: float, seed: int
 ) -> str:
-    """The model's continuation of a prompt, encoded exactly as in training.
+    """The model's continuation of a prompt, or a classifier's label of it, encoded exactly as in training.
 
     Raises:
         InputError: no checkpoint, or the prompt leaves no room in the model's context.
     """
     folder = RunFolder(run_path)
     plan = read_plan(folder.plan)
-    encoder = PromptEncoder(load_tokenizer(plan.model_folder))
+    encoder = PromptEncoder(load_tokenizer(plan.model_folder), labels=plan.config.labels)
     weights = weights_folder(folder, step)
-    model = load_trained(plan.model_folder, weights, attention=plan.config.model.attention, merge=True)
-    model = model.to(plan.device).eval()
+    model = load_trained(plan, weights, merge=True).to(plan.device).eval()
+    if plan.config.labels:
+        return _label(model, encoder, prompt)
     prompt_ids = encoder.prompt_ids(prompt, chat_template=plan.config.data.chat_template)
     context = model.config.max_position_embeddings
     room = context - len(prompt_ids)
@@ -46,6 +48,15 @@ def generate(
         **sampling,
     )
     return encoder.decode(output_BT[0, len(prompt_ids) :].tolist())
+
+
+def _label(model: Any, encoder: PromptEncoder, text: str) -> str:
+    """`positive 0.93`: the most likely label and its probability."""
+    input_ids_BT = torch.tensor([encoder.whole_ids(text)], device=model.device)
+    with torch.no_grad():
+        probabilities_V = model(input_ids=input_ids_BT).logits[0].softmax(dim=-1)
+    best = int(probabilities_V.argmax())
+    return f"{encoder.labels[best]} {float(probabilities_V[best]):.2f}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -33,12 +33,14 @@ class Journal:
         if metrics is not None and first_step == 0:
             decisions = [f"- `{d.field}`: {d.asked} -> **{d.used}** ({d.reason})" for d in plan.decisions]
             metrics.write_text("decisions", "\n".join(decisions) or "none")
+            counts = (plan.memory.num_trainable_parameters, plan.memory.num_parameters)
+            metrics.write_text("parameters", f"{counts[0]:,} of {counts[1]:,} trained ({counts[0] / counts[1]:.2%})")
             metrics.write_text("configuration", f"```json\n{plan.config.model_dump_json(indent=2)}\n```")
 
     def _start_window(self) -> None:
         self._seconds, self._num_tokens, self._steps = 0.0, 0, 0
         self._nll_K = torch.zeros(len(self._task_names), dtype=torch.float64)
-        self._tokens_K = torch.zeros_like(self._nll_K)
+        self._targets_K = torch.zeros_like(self._nll_K)
 
     def begin_measurement(self, when: str, tasks: Sequence[EvaluationTask]) -> None:
         """A measurement of all tasks begins."""
@@ -65,9 +67,14 @@ class Journal:
         self._num_tokens += result.num_tokens
         self._steps += 1
         self._nll_K += result.nll_K
-        self._tokens_K += result.target_tokens_K
+        self._targets_K += result.targets_K
         training = self._plan.config.training
         self._screen.advance(result.step, note=f"loss {result.loss:.4f}")
+        if result.num_overflows:
+            self._screen.say(
+                f"step {result.step}: fp16 gradients overflowed {result.num_overflows} time(s); the step was taken "
+                f"again with loss scale {result.loss_scale:g}"
+            )
         if result.step == 1 or result.step % training.log_every_steps == 0 or result.step == training.num_steps:
             self._log(result)
             self._start_window()
@@ -81,9 +88,11 @@ class Journal:
             "speed/tokens_per_second": tokens_per_second,
             "speed/seconds_per_step": self._seconds / self._steps,
         }
-        for name, nll, tokens in zip(self._task_names, self._nll_K.tolist(), self._tokens_K.tolist(), strict=True):
-            if tokens:
-                values[f"train_task_loss/{name}"] = nll / tokens
+        if self._plan.config.training.precision == "fp16":
+            values["train/loss_scale"] = result.loss_scale
+        for name, nll, targets in zip(self._task_names, self._nll_K.tolist(), self._targets_K.tolist(), strict=True):
+            if targets:
+                values[f"train_task_loss/{name}"] = nll / targets
         if self._metrics is not None:
             self._metrics.write(result.step, values)
         remaining = (self._plan.config.training.num_steps - result.step) * self._seconds / self._steps

@@ -15,7 +15,7 @@ from trainer.config.errors import NonFiniteError
 from trainer.config.schema import TrainingSection
 from trainer.data.collate import Batch, StepBatches
 from trainer.engine.protocol import Engine
-from trainer.loss import global_target_tokens, normalised_loss, target_nll
+from trainer.loss import global_targets, normalised_loss, target_nll
 from trainer.schedule import learning_rate_at
 
 
@@ -27,7 +27,7 @@ class StepResult:
     """Completed optimizer steps, this one included."""
 
     loss: float
-    """Mean over the supervised tokens of the global step, nats per token."""
+    """Mean over the targets of the global step: nats per token, or per example of a classifier."""
 
     gradient_norm: float
     """Global L2 norm before clipping."""
@@ -36,11 +36,17 @@ class StepResult:
     nll_K: Tensor
     """Summed nats of each task."""
 
-    target_tokens_K: Tensor
-    """Supervised tokens of each task."""
+    targets_K: Tensor
+    """Targets of each task: supervised tokens, or examples of a classifier."""
 
     num_tokens: int
     """Real tokens, prompts included, padding excluded."""
+
+    loss_scale: float
+    """1 unless gradients are fp16."""
+
+    num_overflows: int
+    """How often the step was taken again because fp16 gradients overflowed."""
 
     seconds: float
     """Wall time of the step."""
@@ -101,38 +107,53 @@ def train_step(
     """Collective: one optimizer step over the micro-batches of all ranks."""
     started = time.perf_counter()
     device = engine.world.device
-    global_tokens = global_target_tokens(engine.world, [batch.labels_BT for batch in microbatches])
-    nll_K = torch.zeros(num_tasks, dtype=torch.float64, device=device)
-    tokens_K = torch.zeros(num_tasks, dtype=torch.float64, device=device)
-    num_tokens = torch.zeros(1, dtype=torch.float64, device=device)
-    for index, cpu_batch in enumerate(microbatches):
-        batch = cpu_batch.to(device)
-        with engine.microstep(last=index == len(microbatches) - 1):
-            nll_B, tokens_B = target_nll(engine.forward(batch), batch.labels_BT)
-            engine.backward(normalised_loss(nll_B, world_size=engine.world.size, global_tokens=global_tokens))
-        nll_K.index_add_(0, batch.task_B, nll_B.detach().double())
-        tokens_K.index_add_(0, batch.task_B, tokens_B.double())
-        num_tokens += batch.attention_mask_BT.sum()
-    stop = torch.tensor([float(stop_requested())], dtype=torch.float64, device=device)
-    sums = engine.world.sum(torch.cat([nll_K, tokens_K, num_tokens, stop])).cpu()  # the one host sync of a step
-    loss = float(sums[:num_tasks].sum() / sums[num_tasks : 2 * num_tasks].sum())
-    if not torch.isfinite(sums).all():
-        raise NonFiniteError(f"step {step + 1}: the loss is {loss}; the optimizer did not step")
-    try:
-        norm = engine.apply(learning_rate=learning_rate)
-    except NonFiniteError as error:
-        raise NonFiniteError(f"step {step + 1}: {error} (loss {loss:.4f}); the optimizer did not step") from None
+    num_targets = global_targets(engine.world, [batch.targets_BT for batch in microbatches])
+    norm, num_overflows = None, -1
+    while norm is None:  # once, but for fp16: a step whose gradients overflow is taken again with a smaller scale
+        num_overflows += 1
+        sums_K2 = accumulate_gradients(engine, microbatches, num_tasks=num_tasks, num_targets=num_targets)
+        others = torch.tensor(
+            [sum(int(batch.attention_mask_BT.sum()) for batch in microbatches), float(stop_requested())],
+            dtype=torch.float64,
+            device=device,
+        )
+        sums = engine.world.sum(torch.cat([sums_K2.flatten(), others])).cpu()  # the one host sync of a step
+        nll_K, targets_K = sums[:-2].view(num_tasks, 2).unbind(1)
+        loss = float(nll_K.sum() / targets_K.sum())
+        if not torch.isfinite(sums).all():
+            raise NonFiniteError(f"step {step + 1}: the loss is {loss}; the optimizer did not step")
+        try:
+            norm = engine.apply(learning_rate=learning_rate)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"step {step + 1}: {error} (loss {loss:.4f}); the optimizer did not step") from None
     return StepResult(
         step=step + 1,
         loss=loss,
         gradient_norm=norm,
         learning_rate=learning_rate,
-        nll_K=sums[:num_tasks],
-        target_tokens_K=sums[num_tasks : 2 * num_tasks],
-        num_tokens=int(sums[2 * num_tasks]),
+        nll_K=nll_K,
+        targets_K=targets_K,
+        num_tokens=int(sums[-2]),
+        loss_scale=engine.loss_scale.value,
+        num_overflows=num_overflows,
         seconds=time.perf_counter() - started,
         stop=bool(sums[-1] > 0),
     )
+
+
+def accumulate_gradients(
+    engine: Engine, microbatches: Sequence[Batch], *, num_tasks: int, num_targets: Tensor
+) -> Tensor:
+    """Collective: forward and backward over this rank's micro-batches; summed nats and targets of each task, (K, 2)."""
+    device = engine.world.device
+    sums_K2 = torch.zeros(num_tasks, 2, dtype=torch.float64, device=device)
+    for index, cpu_batch in enumerate(microbatches):
+        batch = cpu_batch.to(device)
+        with engine.microstep(last=index == len(microbatches) - 1):
+            nll_B, targets_B = target_nll(engine.forward(batch), batch.targets_BT)
+            engine.backward(normalised_loss(nll_B, world_size=engine.world.size, num_targets=num_targets))
+        sums_K2.index_add_(0, batch.task_B, torch.stack([nll_B.detach().double(), targets_B.double()], dim=1))
+    return sums_K2
 
 
 def _learning_rate(step: int, training: TrainingSection) -> float:

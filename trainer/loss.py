@@ -1,7 +1,8 @@
-"""Token losses and the one normaliser. Shapes: B examples, T tokens, V vocabulary.
+"""Losses of targets and the one normaliser. Shapes: B examples, T positions, V classes (the vocabulary).
 
-The loss of an optimizer step is the mean over the supervised tokens of the
-*global* step: all ranks, all micro-batches. Nothing else divides anywhere.
+The loss of an optimizer step is the mean over the targets of the *global* step:
+all ranks, all micro-batches. Nothing else divides anywhere. A classifier has one
+position an example.
 """
 
 import torch
@@ -11,41 +12,43 @@ from torch import Tensor
 from trainer.distributed import World
 
 IGNORED = -100
-"""Label of a token that carries no loss."""
+"""Target of a position that carries no loss."""
 
 
-def count_target_tokens(labels_BT: Tensor) -> Tensor:
-    """Supervised tokens after the shift: position t predicts token t + 1, so the first label never counts."""
-    return (labels_BT[:, 1:] != IGNORED).sum()
+def count_targets(targets_BT: Tensor) -> Tensor:
+    """Positions that carry loss."""
+    return (targets_BT != IGNORED).sum()
 
 
-def target_nll(logits_BTV: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """Negative log-likelihood of the labels, in nats, per example.
+def target_nll(logits_BTV: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihood of the targets, in nats, per example.
+
+    Args:
+        targets_BT: what the logits at the same position must give; IGNORED elsewhere.
 
     Returns:
-        nll_B: sum over the supervised tokens of each example, in fp32.
-        tokens_B: how many there are.
+        nll_B: sum over the targets of each example, in fp32.
+        targets_B: how many there are.
     """
-    targets_BT = labels_BT[:, 1:]
     supervised_BT = targets_BT != IGNORED
-    # Rows without a label cost memory and time in the log-softmax: leave them out first.
-    nll_N = F.cross_entropy(logits_BTV[:, :-1][supervised_BT].float(), targets_BT[supervised_BT], reduction="none")
+    # Positions without a target cost memory and time in the log-softmax: leave them out first.
+    nll_N = F.cross_entropy(logits_BTV[supervised_BT].float(), targets_BT[supervised_BT], reduction="none")
     nll_BT = torch.zeros(targets_BT.shape, dtype=nll_N.dtype, device=nll_N.device)
     nll_BT = nll_BT.masked_scatter(supervised_BT, nll_N)
     return nll_BT.sum(dim=1), supervised_BT.sum(dim=1)
 
 
-def global_target_tokens(world: World, labels_by_microbatch: list[Tensor]) -> Tensor:
-    """Collective: supervised tokens of the whole optimizer step, over all ranks and micro-batches."""
-    counts = [count_target_tokens(labels_BT) for labels_BT in labels_by_microbatch]
+def global_targets(world: World, targets_by_microbatch: list[Tensor]) -> Tensor:
+    """Collective: targets of the whole optimizer step, over all ranks and micro-batches."""
+    counts = [count_targets(targets_BT) for targets_BT in targets_by_microbatch]
     return world.sum(torch.stack(counts).sum().to(torch.float64).to(world.device))
 
 
-def normalised_loss(nll_B: Tensor, *, world_size: int, global_tokens: Tensor) -> Tensor:
+def normalised_loss(nll_B: Tensor, *, world_size: int, num_targets: Tensor) -> Tensor:
     """The scalar to call backward on.
 
     Engines average gradients over ranks. Multiplying by the world size turns that mean back into a sum, and
-    dividing by the tokens of the global step makes the sum the gradient of the mean token loss:
+    dividing by the targets of the global step makes the sum the gradient of the mean target loss:
     (1/W) sum_r [ W * sum(nll_r) / N ] = sum(nll) / N.
     """
-    return nll_B.sum() * (world_size / global_tokens).to(nll_B.dtype)
+    return nll_B.sum() * (world_size / num_targets).to(nll_B.dtype)

@@ -1,6 +1,6 @@
 """Models, adapters and tokenizers: loading, wrapping, saving. The only file that knows peft and bitsandbytes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
@@ -20,9 +21,26 @@ from transformers import (
 from trainer.config.errors import ConfigError
 from trainer.config.freezing import frozen_names
 from trainer.config.plan import Plan
-from trainer.config.schema import Quantisation
+from trainer.config.schema import LoraSection, Objective, Precision, Quantisation, RunConfig
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+COMPUTE_DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+AUTO_CLASSES: dict[Objective, Any] = {
+    "causal_lm": AutoModelForCausalLM,
+    "classification": AutoModelForSequenceClassification,
+}
+LARGEST_FILE = "2GB"
+"""Weights beyond it go into a further file."""
+
+TASK_TYPES: dict[Objective, str] = {"causal_lm": "CAUSAL_LM", "classification": "SEQ_CLS"}
+LABEL_HEADS = ("score", "classifier", "pre_classifier")
+"""Modules of a classification head: trained in full beside adapters, whether they are fresh or not."""
+
+HEADS = ("lm_head", *LABEL_HEADS, "pooler")
+"""Modules that stay in fp32 over a quantised base, and that a pre-trained model may lack."""
+
+EMBEDDINGS = ("embed_tokens", "wte", "lm_head")
+"""Modules whose weights an output head may share."""
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
@@ -48,35 +66,68 @@ def load_model(plan: Plan, device: torch.device) -> PreTrainedModel | PeftModel:
         ConfigError: transformers does not know the architecture, or cannot load the weights.
     """
     config = plan.config
-    placement = quantised_loading(config.model.quantisation, device)
-    model = load_base(plan.model_folder, attention=config.model.attention, **placement)
-    if config.training.activation_checkpointing:
+    model, fresh = load_base(
+        plan.model_folder,
+        objective=config.objective,
+        labels=config.labels,
+        attention=config.model.attention,
+        dtype=base_dtype(config),
+        **quantised_loading(config.model.quantisation, device, COMPUTE_DTYPES[config.training.precision]),
+    )
+    if plan.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if config.method == "full":
         for name in frozen_names((name for name, _ in model.named_parameters()), config.freeze):
             model.get_parameter(name).requires_grad_(False)
         return model
-    if config.training.activation_checkpointing:
-        model.enable_input_require_grads()
-    lora = config.lora_or_default
-    targets = lora.targets if lora.targets == "all-linear" else list(lora.targets)
-    return get_peft_model(
-        model,
-        LoraConfig(
-            r=lora.rank,
-            lora_alpha=int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,  # type: ignore[arg-type]  # peft takes floats
-            lora_dropout=lora.dropout,
-            use_rslora=lora.rank_stabilised,
-            use_dora=lora.dora,
-            target_modules=targets,
-            task_type="CAUSAL_LM",
-        ),
+    if plan.activation_checkpointing or config.model.quantisation != "none":
+        model.enable_input_require_grads()  # the input of the first checkpoint comes from frozen embeddings
+    adapted = get_peft_model(model, lora_config(config.lora_or_default, model, objective=config.objective, fresh=fresh))
+    # peft widens adapters to fp32, but not what is trained in full, on which AdamW in fp16 divides by zero. DeepSpeed
+    # keeps fp32 copies of its own, and wants what it partitions in one width.
+    width = COMPUTE_DTYPES[config.training.precision] if plan.zero_stage else torch.float32
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(width)
+    return adapted
+
+
+def base_dtype(config: RunConfig) -> torch.dtype:
+    """Weights that no optimizer steps on need no more bits than the computation; a quantised base keeps fp32 norms."""
+    frozen = config.method == "lora" and config.model.quantisation == "none"
+    return COMPUTE_DTYPES[config.training.precision] if frozen else torch.float32
+
+
+def lora_config(lora: LoraSection, model: PreTrainedModel, *, objective: Objective, fresh: list[str]) -> LoraConfig:
+    """peft's form of the adapters. A classification head, and what else is fresh, is trained in full beside them.
+
+    Raises:
+        ConfigError: a module to train in full does not exist.
+    """
+    modules = {name for name, _ in model.named_modules()}
+    for name in lora.train_in_full:
+        if not any(module == name or module.endswith(f".{name}") for module in modules):
+            raise ConfigError(f"lora.train_in_full: found {name!r}, but the model has no such module.")
+    heads = {name for name in modules if name.split(".")[-1] in LABEL_HEADS} if objective == "classification" else set()
+    heads |= {name for name in fresh if not any(name.startswith(f"{head}.") for head in heads)}
+    tied = model.config.tie_word_embeddings and any(name.split(".")[-1] in EMBEDDINGS for name in lora.train_in_full)
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,  # type: ignore[arg-type]  # peft takes floats
+        lora_dropout=lora.dropout,
+        use_rslora=lora.rank_stabilised,
+        use_dora=lora.dora,
+        target_modules=lora.targets if lora.targets == "all-linear" else list(lora.targets),
+        exclude_modules=sorted(heads) or None,
+        modules_to_save=[*lora.train_in_full, *sorted(heads)] or None,
+        ensure_weight_tying=tied,
+        task_type=TASK_TYPES[objective],
     )
 
 
-def quantised_loading(quantisation: Quantisation, device: torch.device) -> dict[str, Any]:
-    """What transformers needs to load a base in few bits. The output head stays in fp32."""
-    common = {"llm_int8_skip_modules": ["lm_head"]}
+def quantised_loading(quantisation: Quantisation, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """What transformers needs to load a base in few bits and to compute with it in `dtype`. Heads stay in fp32."""
+    common = {"llm_int8_skip_modules": [*HEADS, "pooler.dense"]}  # matched at the end of a module's path
     place = {"": device.index if device.type == "cuda" else device.type}
     match quantisation:
         case "none":
@@ -84,28 +135,53 @@ def quantised_loading(quantisation: Quantisation, device: torch.device) -> dict[
         case "int8":
             return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True, **common), "device_map": place}
         case "int4":
-            settings = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.float32, **common}
+            settings = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype, **common}
             return {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, **settings), "device_map": place}
 
 
-def load_base(folder: str | Path, *, attention: str, **placement: Any) -> PreTrainedModel:
-    """A causal language model in fp32 from local safetensors; remote code is never run.
+def load_base(
+    folder: str | Path,
+    *,
+    attention: str,
+    objective: Objective = "causal_lm",
+    labels: Sequence[str] = (),
+    dtype: torch.dtype = torch.float32,
+    **placement: Any,
+) -> tuple[PreTrainedModel, list[str]]:
+    """A model from local safetensors; remote code is never run.
+
+    Returns:
+        The model, and the names of its modules that the files hold no weights for: a fresh head.
 
     Raises:
-        ConfigError: transformers does not know the architecture, or cannot load the weights.
+        ConfigError: transformers does not know the architecture, or cannot load the weights, or weights other than
+            a classification head are missing.
     """
+    classes = {"num_labels": len(labels), "id2label": dict(enumerate(labels))} if labels else {}
+    classes |= {"label2id": {label: index for index, label in enumerate(labels)}} if labels else {}
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        model, loading = AUTO_CLASSES[objective].from_pretrained(
             folder,
-            dtype=torch.float32,
+            dtype=dtype,
             attn_implementation=attention,
             local_files_only=True,
             use_safetensors=True,
+            output_loading_info=True,
+            **classes,
             **placement,
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"model.path: {folder}: transformers cannot load it ({reason}).") from None
+    missing = sorted(loading["missing_keys"])
+    foreign = [name for name in missing if not set(name.split(".")) & set(HEADS)]
+    if foreign or (missing and objective == "causal_lm"):
+        raise ConfigError(f"model.path: {folder}: weights are missing ({', '.join((foreign or missing)[:3])}).")
+    if objective == "classification":
+        model.config.use_cache = False
+        if model.config.pad_token_id is None:  # decoders read the label off the last token that is not a pad
+            model.config.pad_token_id = load_tokenizer(folder).pad_token_id
+    return model, sorted({name.rpartition(".")[0] for name in missing})
 
 
 @contextmanager
@@ -125,6 +201,11 @@ def frozen_base(model: torch.nn.Module) -> set[str]:
     return {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
 
 
+def tied_names(model: torch.nn.Module) -> set[str]:
+    """Names of weights that are another one under a second name: files hold them once."""
+    return set(model.all_tied_weights_keys) if isinstance(model, PreTrainedModel) else set()
+
+
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
     """(trainable, total) parameters; under ZeRO-3 call it before the engine partitions them."""
     parameters = list(model.parameters())
@@ -132,8 +213,11 @@ def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
 
 
 def save_weights(model: PreTrainedModel | PeftModel, state: dict[str, Tensor], folder: Path) -> None:
-    """Write gathered weights in the field's formats: a transformers folder, or a peft adapter folder."""
-    model.save_pretrained(str(folder), state_dict=state)
+    """Write gathered weights in the field's formats: a transformers folder, or a peft adapter folder. Empties `state`.
+
+    A file is serialised in memory: small ones keep the peak at one model and one file.
+    """
+    model.save_pretrained(str(folder), state_dict=state, max_shard_size=LARGEST_FILE)
 
 
 def load_weights(model: PreTrainedModel | PeftModel, folder: Path) -> None:
@@ -146,7 +230,10 @@ def load_weights(model: PreTrainedModel | PeftModel, folder: Path) -> None:
     result: Any
     if isinstance(model, PeftModel):
         result = set_peft_model_state_dict(model, state)
-        expected = {name for name in result.missing_keys if ".lora_" in name}  # the base is not in an adapter folder
+        added = (".lora_", ".modules_to_save.")
+        expected = {
+            name for name in result.missing_keys if any(part in name for part in added)
+        }  # the base is elsewhere
     else:
         result = model.load_state_dict(state, strict=False)
         model.tie_weights()
@@ -158,9 +245,11 @@ def load_weights(model: PreTrainedModel | PeftModel, folder: Path) -> None:
         )
 
 
-def load_trained(base_folder: str | Path, weights_folder: Path, *, attention: str, merge: bool) -> Any:
-    """A trained model for use: base with its adapter (merged into the base or not), or the full weights."""
+def load_trained(plan: Plan, weights_folder: Path, *, merge: bool) -> Any:
+    """A trained model for use, in fp32: base with its adapter (merged into the base or not), or the full weights."""
+    settings: dict[str, Any] = {"attention": plan.config.model.attention, "objective": plan.config.objective}
     if not (weights_folder / ADAPTER_WEIGHTS).exists():
-        return load_base(weights_folder, attention=attention)
-    model = PeftModel.from_pretrained(load_base(base_folder, attention=attention), str(weights_folder))
+        return load_base(weights_folder, **settings)[0]
+    base, _ = load_base(plan.model_folder, labels=plan.config.labels, **settings)
+    model = PeftModel.from_pretrained(base, str(weights_folder))
     return model.merge_and_unload(safe_merge=True) if merge else model

@@ -7,19 +7,23 @@ import torch
 
 from trainer.config.plan import Plan
 from trainer.config.run_folder import RunFolder
-from trainer.evaluation.forgetting import compare_task, read_records
+from trainer.evaluation.forgetting import compare_task
 from trainer.evaluation.measure import Measurement
-from trainer.evaluation.report import build_report, write_report
+from trainer.evaluation.records import read_records
+from trainer.evaluation.report import JSON, build_report, write_report
 
-PACKAGES = ("torch", "transformers", "deepspeed", "accelerate", "peft", "datasets", "numpy")
+PACKAGES = ("torch", "transformers", "deepspeed", "accelerate", "peft", "bitsandbytes", "datasets", "numpy")
 
 
-def provenance(plan: Plan, *, step: int) -> dict[str, str | int]:
+def provenance(plan: Plan, *, step: int) -> dict[str, JSON]:
     """What somebody needs to repeat the measurement."""
     device = torch.cuda.get_device_name() if plan.device == "cuda" else platform.machine()
     return {
         "model": plan.config.model.path,
+        "objective": plan.config.objective,
         "method": plan.config.method,
+        "quantisation": plan.config.model.quantisation,
+        "decisions": [f"{d.field}: {d.asked} -> {d.used} ({d.reason})" for d in plan.decisions],
         "strategy": plan.strategy,
         "world_size": plan.world_size,
         "device": device,
@@ -41,10 +45,11 @@ def write_run_report(folder: RunFolder, measurement: Measurement, *, plan: Plan,
     """
     rows = [
         compare_task(
-            task.description,
+            description,
             before=read_records(folder.records(0, task.name)),
             after=read_records(folder.records(step, task.name)),
         )
         for task in measurement.tasks
+        for description in task.descriptions
     ]
     write_report(folder.path, build_report(rows, provenance=provenance(plan, step=step)))

@@ -139,7 +139,7 @@ def train_all(
     journal: Journal,
 ) -> int:
     """Collective: the remaining steps, with checkpoints; returns the completed steps."""
-    training, every = plan.config.training, plan.config.checkpoint.every_steps
+    config, training, every = plan.config, plan.config.training, plan.config.checkpoint.every_steps
     batches = StepBatches(
         tasks=data.tasks,
         mixture=data.mixture,
@@ -148,6 +148,7 @@ def train_all(
         rank=world.rank,
         world_size=world.size,
         pad_token_id=data.measurement.encoder.pad_token_id,
+        width=config.data.sequence_length_tokens if config.data.padding == "sequence_length" else None,
     )
 
     def on_step(result: StepResult) -> None:
@@ -179,7 +180,7 @@ def read_data(plan: Plan, screen: Screen) -> RunData:
         InputError: a file, a line, a column or a length is wrong.
     """
     config = plan.config
-    encoder = PromptEncoder(load_tokenizer(plan.model_folder))
+    encoder = PromptEncoder(load_tokenizer(plan.model_folder), labels=config.labels)
     tasks = []
     for name, section in config.data.tasks.items():
         template = TaskTemplate(task=name, prompt=section.prompt, response=section.response)
@@ -211,7 +212,7 @@ def read_data(plan: Plan, screen: Screen) -> RunData:
             )
         if len(chosen.examples) < 2:
             raise DataError(f"{evaluation.spec.data}: one example of {evaluation.name}: wanted at least 2 to compare.")
-    return RunData(tasks, mixture, Measurement(evaluations, data, encoder, config.evaluation.examples_per_batch))
+    return RunData(tasks, mixture, Measurement(evaluations, data, encoder, plan.evaluation_examples_per_batch))
 
 
 def newest_checkpoint(folder: RunFolder) -> Path | None:

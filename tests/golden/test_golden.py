@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.__main__ import schema
 from launch.show import plan_text
 from tests.conftest import Golden
+from tests.harness import retain
 from tests.recipe import GIB, Recipe, write_large_model
 from trainer.config.deepspeed import deepspeed_config
 from trainer.config.plan import Plan
@@ -66,7 +66,10 @@ PLANS: dict[str, tuple[tuple[str, ...], int]] = {
         4,
     ),
     "plan_all_as_asked.txt": (
-        ("layout={strategy: zero3, processes: 2, device: cpu}", "training.examples_per_device=4"),
+        (
+            *("layout={strategy: zero3, processes: 2, device: cpu}", "training.examples_per_device=4"),
+            *("training.activation_checkpointing=true", "evaluation.examples_per_batch=4"),
+        ),
         0,
     ),
 }
@@ -80,9 +83,10 @@ def test_a_plan_reads_like_this(recipe: Recipe, golden: Golden, name: str) -> No
     golden.check(name, normalised(plan_text(plan), recipe))
 
 
-def test_editors_are_given_this_schema(golden: Golden, capsys: pytest.CaptureFixture[str]) -> None:
-    schema()
-    golden.check("schema.json", capsys.readouterr().out)
+def test_editors_are_given_this_schema(golden: Golden) -> None:
+    # In a process of its own: typing keeps one of several equal unions, and another library's may list its words in
+    # another order.
+    golden.check("schema.json", retain("schema").stdout)
 
 
 def test_another_text_fails_with_the_difference_and_the_way_to_accept_it(golden: Golden, tmp_path: Path) -> None:

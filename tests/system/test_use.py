@@ -3,71 +3,14 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-import torch
-from peft import AutoPeftModelForCausalLM
-from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.demo_assets import needs_demo_packages
 from tests.harness import retain
-from trainer.config.plan import read_plan
-from trainer.model import load_model, load_weights
 
 pytestmark = needs_demo_packages
 
-LOGITS_TOLERANCE = 1e-5
-"""Absolute, fp32: the same weights computed twice."""
-
-MERGED_TOLERANCE = 1e-5
-"""Relative to the largest logit (about 15), fp32: W + BA is rounded once where W x + B A x was rounded twice."""
-
 PROMPT = "Is this review positive or negative?\nA warm film.\nAnswer:"
-
-
-def trained_logits(folder: Path) -> torch.Tensor:
-    """Logits of the model that the run trained, built as the run builds it."""
-    plan = read_plan(folder / "plan.json")
-    model = load_model(plan, torch.device("cpu"))
-    load_weights(model, folder / "checkpoints/step_000012/weights")
-    return logits_of(model, plan.model_folder)
-
-
-def logits_of(model: torch.nn.Module, tokenizer_folder: str | Path) -> torch.Tensor:
-    ids = AutoTokenizer.from_pretrained(tokenizer_folder)(PROMPT, return_tensors="pt").input_ids
-    with torch.no_grad():
-        return model.eval()(input_ids=ids).logits
-
-
-@pytest.mark.parametrize("layout", ["zero2", "zero3", "single"])
-def test_exported_weights_give_the_trained_logits(run: Callable[[str], Path], tmp_path: Path, layout: str) -> None:
-    target = tmp_path / "exported"
-    done = retain("export", str(run(layout)), str(target))
-    assert done.returncode == 0, done.stdout + done.stderr
-    exported = logits_of(AutoModelForCausalLM.from_pretrained(target), target)
-    assert (exported - trained_logits(run(layout))).abs().max() < LOGITS_TOLERANCE
-    base = logits_of(AutoModelForCausalLM.from_pretrained(read_plan(run(layout) / "plan.json").model_folder), target)
-    assert (exported - base).abs().max() > 1.0  # training moved them: the export is not the base
-
-
-@pytest.mark.parametrize("layout", ["lora zero3", "lora single"])
-def test_an_exported_adapter_merged_or_not_gives_the_trained_logits(
-    run: Callable[[str], Path], tmp_path: Path, layout: str
-) -> None:
-    trained = trained_logits(run(layout))
-    merged, adapter = tmp_path / "merged", tmp_path / "adapter"
-    assert retain("export", str(run(layout)), str(merged)).returncode == 0
-    assert retain("export", str(run(layout)), str(adapter), "--no-merge").returncode == 0
-    difference = logits_of(AutoModelForCausalLM.from_pretrained(merged), merged) - trained
-    assert difference.abs().max() < MERGED_TOLERANCE * trained.abs().max()
-    alone = AutoPeftModelForCausalLM.from_pretrained(str(adapter))
-    assert (logits_of(alone, adapter) - trained).abs().max() < LOGITS_TOLERANCE
-    tensors = load_file(adapter / "adapter_model.safetensors")
-    assert tensors
-    assert all(tensor.numel() > 0 for tensor in tensors.values())
-    # 4 layers of 7 adapted matrices, a pair of factors each.
-    assert len(tensors) == 4 * 7 * 2
 
 
 def test_an_export_never_overwrites(run: Callable[[str], Path], tmp_path: Path) -> None:

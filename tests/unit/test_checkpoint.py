@@ -45,7 +45,8 @@ class StubModel:
 
     fails: bool = False
 
-    def save_pretrained(self, folder: str, *, state_dict: dict[str, Tensor]) -> None:
+    def save_pretrained(self, folder: str, *, state_dict: dict[str, Tensor], max_shard_size: str) -> None:
+        assert max_shard_size == "2GB"
         Path(folder).mkdir()
         (Path(folder) / "model.safetensors").write_text(str(sorted(state_dict)))
         if self.fails:

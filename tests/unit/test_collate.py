@@ -9,7 +9,7 @@ from trainer.data.collate import Batch, StepBatches, collate
 from trainer.data.mixture import Mixture
 from trainer.data.sources import as_dataset
 from trainer.data.tokenize import TaskData, TokenizedExample
-from trainer.loss import IGNORED, count_target_tokens
+from trainer.loss import IGNORED, count_targets
 
 PAD = 0
 NUM_STEPS = 6
@@ -25,7 +25,13 @@ def task_of(name: str, *, first_id: int, lengths: list[int]) -> TaskData:
     """Examples of given lengths, every id of them different; the last third of each is supervised."""
     rows, next_id = [], first_id
     for length in lengths:
-        rows.append({"input_ids": list(range(next_id, next_id + length)), "num_target_tokens": max(1, length // 3)})
+        rows.append(
+            {
+                "input_ids": list(range(next_id, next_id + length)),
+                "num_target_tokens": max(1, length // 3),
+                "label": None,
+            }
+        )
         next_id += length
     return TaskData(name, as_dataset(rows), 0)
 
@@ -51,7 +57,7 @@ def batches_of(rank: int, *, world_size: int, size: int) -> StepBatches:
 
 def contents(batch: Batch) -> list[Content]:
     """What each row of a batch holds, without its padding."""
-    rows = zip(batch.task_B, batch.input_ids_BT, batch.attention_mask_BT, batch.labels_BT, strict=True)
+    rows = zip(batch.task_B, batch.input_ids_BT, batch.attention_mask_BT, batch.targets_BT, strict=True)
     return [
         (int(task), tuple(ids_T[mask_T == 1].tolist()), tuple(labels_T[labels_T != IGNORED].tolist()))
         for task, ids_T, mask_T, labels_T in rows
@@ -89,7 +95,7 @@ def test_no_layout_gains_or_loses_a_token(world_size: int, size: int) -> None:
         assert sum(int(batch.attention_mask_BT.sum()) for batch in dealt) == sum(
             len(c[1]) * n for c, n in wanted.items()
         )
-        assert sum(int(count_target_tokens(batch.labels_BT)) for batch in dealt) == sum(
+        assert sum(int(count_targets(batch.targets_BT)) for batch in dealt) == sum(
             len(c[2]) * n for c, n in wanted.items()
         )
 
@@ -108,7 +114,7 @@ def test_a_step_is_the_same_whether_or_not_earlier_steps_were_asked_for() -> Non
     resumed = batches_of(1, world_size=2, size=2).at(NUM_STEPS - 1)
     for before, after in zip(seen[-1], resumed, strict=True):
         assert torch.equal(before.input_ids_BT, after.input_ids_BT)
-        assert torch.equal(before.labels_BT, after.labels_BT)
+        assert torch.equal(before.targets_BT, after.targets_BT)
 
 
 def test_microbatches_of_similar_lengths_share_little_padding() -> None:
@@ -122,7 +128,7 @@ def test_only_the_targets_are_labelled_and_rows_are_padded_on_the_right() -> Non
     batch = collate([TokenizedExample([5, 6, 7, 2], 2), TokenizedExample([8, 2], 1)], tasks=[3, 1], pad_token_id=PAD)
     assert batch.input_ids_BT.tolist() == [[5, 6, 7, 2], [8, 2, PAD, PAD]]
     assert batch.attention_mask_BT.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
-    assert batch.labels_BT.tolist() == [[IGNORED, IGNORED, 7, 2], [IGNORED, 2, IGNORED, IGNORED]]
+    assert batch.targets_BT.tolist() == [[IGNORED, 7, 2, IGNORED], [2, IGNORED, IGNORED, IGNORED]]
     assert batch.task_B.tolist() == [3, 1]
 
 
@@ -130,17 +136,35 @@ def test_a_pad_token_that_is_also_the_end_of_text_is_trained_once() -> None:
     # Many tokenizers pad with their end-of-text token: the real one carries loss, the filling does not.
     batch = collate([TokenizedExample([5, 6, 7, 2], 2), TokenizedExample([8, 2], 1)], tasks=[0, 0], pad_token_id=2)
     assert batch.input_ids_BT[1].tolist() == [8, 2, 2, 2]
-    assert batch.labels_BT[1].tolist() == [IGNORED, 2, IGNORED, IGNORED]
+    assert batch.targets_BT[1].tolist() == [2, IGNORED, IGNORED, IGNORED]
     assert batch.attention_mask_BT[1].tolist() == [1, 1, 0, 0]
 
 
-def test_an_example_without_targets_has_no_label() -> None:
+def test_the_first_token_is_never_a_target_since_nothing_predicts_it() -> None:
+    batch = collate([TokenizedExample([5, 6, 2], 3)], tasks=[0], pad_token_id=PAD)
+    assert batch.targets_BT.tolist() == [[6, 2, IGNORED]]
+
+
+def test_the_target_of_a_classified_example_is_its_class() -> None:
+    examples = [TokenizedExample([5, 6, 7], 0, label=1), TokenizedExample([8], 0, label=0)]
+    batch = collate(examples, tasks=[0, 0], pad_token_id=PAD)
+    assert batch.targets_BT.tolist() == [[1], [0]]
+    assert batch.input_ids_BT.tolist() == [[5, 6, 7], [8, PAD, PAD]]
+
+
+def test_rows_are_padded_to_a_given_width() -> None:
+    batch = collate([TokenizedExample([5, 6, 2], 1)], tasks=[0], pad_token_id=PAD, width=5)
+    assert batch.input_ids_BT.tolist() == [[5, 6, 2, PAD, PAD]]
+    assert batch.targets_BT.tolist() == [[IGNORED, 2, IGNORED, IGNORED, IGNORED]]
+
+
+def test_an_example_without_targets_has_none() -> None:
     batch = collate([TokenizedExample([5, 6], 0), TokenizedExample([7], 0)], tasks=[0, 0], pad_token_id=PAD)
-    assert batch.labels_BT.tolist() == [[IGNORED, IGNORED], [IGNORED, IGNORED]]
+    assert batch.targets_BT.tolist() == [[IGNORED, IGNORED], [IGNORED, IGNORED]]
 
 
 def test_a_batch_moves_to_a_device_as_a_whole() -> None:
     moved = collate([TokenizedExample([5, 6], 1)], tasks=[0], pad_token_id=PAD).to(torch.device("meta"))
-    tensors = (moved.input_ids_BT, moved.attention_mask_BT, moved.labels_BT, moved.task_B)
+    tensors = (moved.input_ids_BT, moved.attention_mask_BT, moved.targets_BT, moved.task_B)
     assert [tensor.device.type for tensor in tensors] == ["meta"] * 4
     assert [tuple(tensor.shape) for tensor in tensors] == [(1, 2), (1, 2), (1, 2), (1,)]

@@ -185,7 +185,7 @@ OVERRIDE_MISTAKES = [
     (
         "lora.ranks=3",
         "lora.ranks: unknown key. Did you mean lora.rank? "
-        "Keys here: alpha, dora, dropout, rank, rank_stabilised, targets.",
+        "Keys here: alpha, dora, dropout, rank, rank_stabilised, targets, train_in_full.",
     ),
     ("trainning.num_steps=3", "trainning.num_steps: unknown key. Did you mean training.num_steps?"),
     ("data.tasks.ner.promt=x", "data.tasks.ner.promt: unknown key. Did you mean data.tasks.ner.prompt?"),

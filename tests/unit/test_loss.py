@@ -1,6 +1,6 @@
-"""Token losses against torch's own and against hand arithmetic; and the one normaliser.
+"""Losses of targets against torch's own and against hand arithmetic; and the one normaliser.
 
-Shapes: B examples, T tokens, V vocabulary.
+Shapes: B examples, T positions, V classes.
 """
 
 import math
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainer.distributed import World
-from trainer.loss import IGNORED, count_target_tokens, global_target_tokens, normalised_loss, target_nll
+from trainer.loss import IGNORED, global_targets, normalised_loss, target_nll
 
 # fp32 sums of at most thirty terms of size 5.
 ROUNDING = 1e-6
@@ -19,73 +19,71 @@ ONE_RANK = World(0, 1, 0, torch.device("cpu"))
 V = 11
 
 
-def labels_from(*rows: list[int]) -> Tensor:
-    return torch.tensor(rows)
+def shifted(*rows: list[int]) -> Tensor:
+    """Labels of each token as targets of the position before it, as a language model's collator makes them."""
+    return torch.tensor([[*row[1:], IGNORED] for row in rows])
 
 
 def random_batch(*, num_targets: list[int], width: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Ids, and labels in which the last `num_targets` tokens of each row are supervised."""
+    """Ids, and targets of rows whose last `num_targets` tokens are supervised."""
     generator = torch.Generator().manual_seed(seed)
     ids_BT = torch.randint(0, V, (len(num_targets), width), generator=generator)
-    labels_BT = torch.full_like(ids_BT, IGNORED)
+    targets_BT = torch.full_like(ids_BT, IGNORED)
     for row, number in enumerate(num_targets):
-        labels_BT[row, width - number :] = ids_BT[row, width - number :]
-    return ids_BT, labels_BT
+        targets_BT[row, width - number - 1 : -1] = ids_BT[row, width - number :]
+    return ids_BT, targets_BT
 
 
 def bigram_weights() -> Tensor:
     return torch.randn(V, V, generator=torch.Generator().manual_seed(3), requires_grad=True)
 
 
-def reference_loss(logits_BTV: Tensor, labels_BT: Tensor, *, reduction: str) -> Tensor:
-    """torch's own, on shifted tensors."""
-    return F.cross_entropy(
-        logits_BTV[:, :-1].reshape(-1, logits_BTV.shape[-1]),
-        labels_BT[:, 1:].reshape(-1),
-        ignore_index=IGNORED,
-        reduction=reduction,
-    )
+def reference_loss(logits_BTV: Tensor, targets_BT: Tensor, *, reduction: str) -> Tensor:
+    """torch's own."""
+    logits_NV = logits_BTV.reshape(-1, logits_BTV.shape[-1])
+    return F.cross_entropy(logits_NV, targets_BT.reshape(-1), ignore_index=IGNORED, reduction=reduction)
 
 
 def test_a_flat_distribution_costs_the_logarithm_of_the_vocabulary_at_each_target() -> None:
-    # 2 and 1 supervised tokens after the shift, over 4 words: 2 ln 4 and ln 4.
-    labels_BT = labels_from([IGNORED, IGNORED, 1, 2], [IGNORED, 3, IGNORED, IGNORED])
-    nll_B, tokens_B = target_nll(torch.zeros(2, 4, 4), labels_BT)
+    # 2 and 1 supervised tokens, over 4 words: 2 ln 4 and ln 4.
+    targets_BT = shifted([IGNORED, IGNORED, 1, 2], [IGNORED, 3, IGNORED, IGNORED])
+    nll_B, tokens_B = target_nll(torch.zeros(2, 4, 4), targets_BT)
     assert nll_B.tolist() == pytest.approx([2 * math.log(4), math.log(4)], abs=ROUNDING)
     assert tokens_B.tolist() == [2, 1]
 
 
-def test_a_position_is_judged_by_the_token_after_it() -> None:
+def test_a_position_is_judged_by_its_target() -> None:
     # Position 0 says word 1 with odds 3 : 1, position 1 says word 0 with odds 7 : 1; the last one predicts nothing.
-    # Labels ?, 1, 1: -ln 3/4 at position 0, -ln 1/8 at position 1.  Judged by their own labels they would give others.
+    # Targets 1, 1, none: -ln 3/4 at position 0, -ln 1/8 at position 1.
     logits_BTV = torch.tensor([[[0.0, math.log(3)], [math.log(7), 0.0], [math.log(99), 0.0]]])
-    nll_B, tokens_B = target_nll(logits_BTV, labels_from([IGNORED, 1, 1]))
+    nll_B, tokens_B = target_nll(logits_BTV, shifted([IGNORED, 1, 1]))
     assert nll_B.item() == pytest.approx(math.log(4 / 3) + math.log(8), abs=ROUNDING)
     assert tokens_B.item() == 2
 
 
-def test_the_first_label_never_counts_since_nothing_predicts_it() -> None:
-    labels_BT = labels_from([1, IGNORED, 2], [IGNORED, IGNORED, 2])
-    nll_B, tokens_B = target_nll(torch.randn(1, 3, V).expand(2, 3, V), labels_BT)
-    assert nll_B[0] == nll_B[1]
-    assert (tokens_B.tolist(), int(count_target_tokens(labels_BT))) == ([1, 1], 2)
+def test_a_classifier_has_one_position_an_example() -> None:
+    # Logits ln 3 : 0 give 3/4 and 1/4; the right classes are 0 and 1.
+    logits_BTV = torch.tensor([[[math.log(3), 0.0]], [[math.log(3), 0.0]]])
+    nll_B, targets_B = target_nll(logits_BTV, torch.tensor([[0], [1]]))
+    assert nll_B.tolist() == pytest.approx([math.log(4 / 3), math.log(4)], abs=ROUNDING)
+    assert targets_B.tolist() == [1, 1]
 
 
 def test_each_row_is_torchs_cross_entropy_of_that_row() -> None:
-    ids_BT, labels_BT = random_batch(num_targets=[1, 4, 7, 9], width=10, seed=1)
+    ids_BT, targets_BT = random_batch(num_targets=[1, 4, 7, 9], width=10, seed=1)
     logits_BTV = bigram_weights().detach()[ids_BT]
-    nll_B, tokens_B = target_nll(logits_BTV, labels_BT)
+    nll_B, tokens_B = target_nll(logits_BTV, targets_BT)
     for row, number in enumerate((1, 4, 7, 9)):
-        wanted = reference_loss(logits_BTV[row : row + 1], labels_BT[row : row + 1], reduction="sum")
+        wanted = reference_loss(logits_BTV[row : row + 1], targets_BT[row : row + 1], reduction="sum")
         assert nll_B[row].item() == pytest.approx(wanted.item(), rel=ROUNDING)
         assert tokens_B[row] == number
 
 
 def test_scattered_labels_go_back_to_their_own_rows() -> None:
     # Labels with gaps: the loss of every token has to return to the row that it came from.
-    labels_BT = labels_from([IGNORED, 4, IGNORED, 5], [IGNORED, IGNORED, IGNORED, IGNORED], [IGNORED, IGNORED, 6, 7])
+    targets_BT = shifted([IGNORED, 4, IGNORED, 5], [IGNORED, IGNORED, IGNORED, IGNORED], [IGNORED, IGNORED, 6, 7])
     logits_BTV = torch.randn(3, 4, V, generator=torch.Generator().manual_seed(5))
-    nll_B, tokens_B = target_nll(logits_BTV, labels_BT)
+    nll_B, tokens_B = target_nll(logits_BTV, targets_BT)
     log_p = logits_BTV.log_softmax(-1)
     wanted = [-(log_p[0, 0, 4] + log_p[0, 2, 5]).item(), 0.0, -(log_p[2, 1, 6] + log_p[2, 2, 7]).item()]
     assert nll_B.tolist() == pytest.approx(wanted, abs=ROUNDING)
@@ -93,17 +91,17 @@ def test_scattered_labels_go_back_to_their_own_rows() -> None:
 
 
 def test_half_precision_logits_are_summed_in_fp32() -> None:
-    ids_BT, labels_BT = random_batch(num_targets=[6, 3], width=8, seed=2)
+    ids_BT, targets_BT = random_batch(num_targets=[6, 3], width=8, seed=2)
     logits_BTV = bigram_weights().detach()[ids_BT].bfloat16()
-    nll_B, _ = target_nll(logits_BTV, labels_BT)
+    nll_B, _ = target_nll(logits_BTV, targets_BT)
     assert nll_B.dtype == torch.float32
-    wanted = reference_loss(logits_BTV.float(), labels_BT, reduction="sum")
+    wanted = reference_loss(logits_BTV.float(), targets_BT, reduction="sum")
     assert nll_B.sum().item() == pytest.approx(wanted.item(), rel=ROUNDING)
 
 
 def test_a_row_without_targets_costs_nothing_and_receives_no_gradient() -> None:
     logits_BTV = torch.randn(2, 3, V, requires_grad=True)
-    nll_B, tokens_B = target_nll(logits_BTV, labels_from([IGNORED, 1, 2], [IGNORED] * 3))
+    nll_B, tokens_B = target_nll(logits_BTV, shifted([IGNORED, 1, 2], [IGNORED] * 3))
     nll_B.sum().backward()
     assert (nll_B[1].item(), tokens_B[1].item()) == (0.0, 0)
     assert logits_BTV.grad is not None
@@ -116,29 +114,29 @@ def test_a_batch_without_any_target_still_takes_a_backward_pass_of_zeros(width: 
     # Every rank has to enter the backward pass, or the others would wait for its gradients.
     logits_BTV = torch.randn(2, width, V, requires_grad=True)
     nll_B, tokens_B = target_nll(logits_BTV, torch.full((2, width), IGNORED))
-    normalised_loss(nll_B, world_size=2, global_tokens=torch.tensor(5.0, dtype=torch.float64)).backward()
+    normalised_loss(nll_B, world_size=2, num_targets=torch.tensor(5.0, dtype=torch.float64)).backward()
     assert (nll_B.tolist(), tokens_B.tolist()) == ([0.0, 0.0], [0, 0])
     assert logits_BTV.grad is not None
     assert torch.equal(logits_BTV.grad, torch.zeros(2, width, V))
 
 
 def test_the_tokens_of_a_step_are_counted_over_all_microbatches() -> None:
-    # 2 + 0 + 3; the first label of the last row does not count.
-    labels = [
-        labels_from([IGNORED, 1, 2]),
-        labels_from([IGNORED, IGNORED]),
-        labels_from([IGNORED, 1, 1], [1, IGNORED, 1]),
+    # 2 + 0 + (2 + 1).
+    targets = [
+        shifted([IGNORED, 1, 2]),
+        shifted([IGNORED, IGNORED]),
+        shifted([IGNORED, 1, 1], [IGNORED, IGNORED, 1]),
     ]
-    total = global_target_tokens(ONE_RANK, labels)
+    total = global_targets(ONE_RANK, targets)
     assert (total.item(), total.dtype) == (5.0, torch.float64)
 
 
 def gradient_of_mean_over_all(microbatches: list[tuple[Tensor, Tensor]]) -> Tensor:
     """The big batch: torch's mean over every supervised token at once."""
     weights = bigram_weights()
-    logits_NV = torch.cat([weights[ids_BT[:, :-1]].reshape(-1, V) for ids_BT, _ in microbatches])
-    labels_N = torch.cat([labels_BT[:, 1:].reshape(-1) for _, labels_BT in microbatches])
-    F.cross_entropy(logits_NV, labels_N, ignore_index=IGNORED).backward()
+    logits_NV = torch.cat([weights[ids_BT].reshape(-1, V) for ids_BT, _ in microbatches])
+    targets_N = torch.cat([targets_BT.reshape(-1) for _, targets_BT in microbatches])
+    F.cross_entropy(logits_NV, targets_N, ignore_index=IGNORED).backward()
     assert weights.grad is not None
     return weights.grad
 
@@ -146,9 +144,9 @@ def gradient_of_mean_over_all(microbatches: list[tuple[Tensor, Tensor]]) -> Tens
 def accumulated_gradient(microbatches: list[tuple[Tensor, Tensor]], *, world_size: int, tokens: Tensor) -> Tensor:
     """What one rank's engine accumulates: it sums over micro-batches."""
     weights = bigram_weights()
-    for ids_BT, labels_BT in microbatches:
-        nll_B, _ = target_nll(weights[ids_BT], labels_BT)
-        normalised_loss(nll_B, world_size=world_size, global_tokens=tokens).backward()
+    for ids_BT, targets_BT in microbatches:
+        nll_B, _ = target_nll(weights[ids_BT], targets_BT)
+        normalised_loss(nll_B, world_size=world_size, num_targets=tokens).backward()
     assert weights.grad is not None
     return weights.grad
 
@@ -165,7 +163,7 @@ def unequal_microbatches() -> list[tuple[Tensor, Tensor]]:
 
 def test_unequal_microbatches_accumulate_the_gradient_of_the_mean_over_all_tokens() -> None:
     microbatches = unequal_microbatches()
-    tokens = global_target_tokens(ONE_RANK, [labels_BT for _, labels_BT in microbatches])
+    tokens = global_targets(ONE_RANK, [targets_BT for _, targets_BT in microbatches])
     assert tokens.item() == 21 + 2 + 5 + 2
     found = accumulated_gradient(microbatches, world_size=1, tokens=tokens)
     assert torch.allclose(found, gradient_of_mean_over_all(microbatches), rtol=0, atol=ROUNDING)
@@ -184,15 +182,13 @@ def test_a_mean_of_means_would_be_another_gradient() -> None:
     # The mistake that the normaliser is there to avoid, so that the equalities above are seen to say something.
     microbatches = unequal_microbatches()
     weights = bigram_weights()
-    for ids_BT, labels_BT in microbatches:
-        (reference_loss(weights[ids_BT], labels_BT, reduction="mean") / len(microbatches)).backward()
+    for ids_BT, targets_BT in microbatches:
+        (reference_loss(weights[ids_BT], targets_BT, reduction="mean") / len(microbatches)).backward()
     assert weights.grad is not None
     assert (weights.grad - gradient_of_mean_over_all(microbatches)).abs().max() > 1000 * ROUNDING
 
 
 def test_the_normaliser_multiplies_by_the_ranks_and_divides_by_the_tokens_of_the_step() -> None:
     # (1.5 + 2.5) * 4 / 32 = 0.5, in the precision of the losses.
-    loss = normalised_loss(
-        torch.tensor([1.5, 2.5]), world_size=4, global_tokens=torch.tensor(32.0, dtype=torch.float64)
-    )
+    loss = normalised_loss(torch.tensor([1.5, 2.5]), world_size=4, num_targets=torch.tensor(32.0, dtype=torch.float64))
     assert (loss.item(), loss.dtype) == (0.5, torch.float32)

@@ -16,8 +16,8 @@ from trainer.config.run_folder import RunFolder
 from trainer.data.collate import Batch
 from trainer.distributed import World
 from trainer.evaluation.examples import EvaluationData, EvaluationExample
-from trainer.evaluation.forgetting import read_records
 from trainer.evaluation.measure import Measurement, measure, untouched
+from trainer.evaluation.records import read_records
 from trainer.evaluation.suite import EvaluationTask, SuiteTask
 from trainer.seeding import random_state, restore_random_state
 

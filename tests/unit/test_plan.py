@@ -1,11 +1,12 @@
 """The plan: the same question gets the same answer, every choice has a reason, and what cannot work is refused."""
 
+import math
 from pathlib import Path
 
 import pytest
 
 from launch.machine import Machine
-from tests.recipe import TINY_SHAPES, Recipe, write_model
+from tests.recipe import TINY_SHAPES, Recipe, write_large_model, write_model
 from trainer.config.errors import ConfigError
 from trainer.config.plan import Plan, read_plan
 
@@ -61,7 +62,8 @@ def test_every_gpu_gets_a_rank(recipe: Recipe) -> None:
 
 def test_what_was_asked_for_is_no_decision(recipe: Recipe) -> None:
     asked = ("layout.strategy=zero2", "layout.processes=2", "layout.device=cpu", "training.examples_per_device=4")
-    assert recipe.plan(*asked).decisions == ()
+    also = ("training.activation_checkpointing=false", "evaluation.examples_per_batch=8")
+    assert recipe.plan(*asked, *also).decisions == ()
 
 
 def test_a_cpu_run_hides_the_gpus_and_shares_the_cores(recipe: Recipe) -> None:
@@ -77,40 +79,55 @@ def test_a_gpu_run_leaves_the_users_choice_of_gpus_alone(recipe: Recipe) -> None
     assert environment["HF_HUB_OFFLINE"] == "1"
 
 
-# Model states of 720 trained fp32 parameters on 4 ranks, weights + gradients + moments in bytes:
-#   ddp    720 * (4 + 4 + 8)              = 11520
-#   zero1  720 * (4 + 4 + 8 / 4)          =  7200
-#   zero2  720 * (4 + 4 / 4 + 8 / 4)      =  5040
-#   zero3  720 * (4 / 4 + 4 / 4 + 8 / 4)  =  2880
-# 70% of a device may hold them: 17000 -> 11900, 16000 -> 11200, 10000 -> 7000, 7000 -> 4900, 4000 -> 2800.
-@pytest.mark.parametrize(
-    ("gpu_bytes", "strategy", "state_bytes", "fits"),
-    [
-        (17_000, "ddp", 11_520, "fit in"),
-        (16_000, "zero1", 7_200, "fit in"),
-        (10_000, "zero2", 5_040, "fit in"),
-        (7_000, "zero3", 2_880, "fit in"),
-        (4_000, "zero3", 2_880, "DO NOT FIT in"),
-    ],
-)
-def test_the_simplest_strategy_whose_states_fit_is_chosen(
-    recipe: Recipe, gpu_bytes: int, strategy: str, state_bytes: int, fits: str
-) -> None:
-    plan = recipe.plan(machine=recipe.machine(*[gpu_bytes] * 4))
-    used, why = reason(plan, "layout.strategy")
-    assert (used, plan.strategy, plan.memory.model_state_bytes) == (strategy, strategy, state_bytes)
-    assert f"a rank {fits} " in why
-    assert "(70% of a device)" in why
+def total_bytes(recipe: Recipe, strategy: str, *overrides: str) -> int:
+    """What a rank of four needs under a strategy, on GPUs of any size."""
+    machine = recipe.machine(*[10**15] * 4)
+    return recipe.plan(f"layout.strategy={strategy}", *overrides, machine=machine).memory.total_bytes
 
 
-def test_the_smallest_gpu_decides(recipe: Recipe) -> None:
-    # 10000 bytes take zero2, as above, whatever the other three could hold.
-    assert recipe.plan(machine=recipe.machine(80 * GIB, 10_000, 80 * GIB, 80 * GIB)).strategy == "zero2"
+@pytest.fixture
+def large(recipe: Recipe) -> str:
+    """Override that takes a model of 671 million parameters: states, not buffers, decide about its strategy."""
+    return f"model.path={write_large_model(recipe.folder / 'large')}"
 
 
-def test_ranks_on_a_cpu_share_its_memory(recipe: Recipe) -> None:
-    # 40000 bytes / 4 ranks = 10000 each: zero2, as above.
-    assert recipe.plan("layout.processes=4", machine=recipe.machine(memory_bytes=40_000)).strategy == "zero2"
+def test_the_simplest_strategy_that_fits_is_chosen(recipe: Recipe, large: str) -> None:
+    strategies = ("ddp", "zero1", "zero2", "zero3")
+    needs = [total_bytes(recipe, strategy, large) for strategy in strategies]
+    assert needs == sorted(needs, reverse=True)
+    for strategy, need in zip(strategies, needs, strict=True):
+        # 90 % of a device may be used.
+        enough = math.ceil(need / 0.9) + 1
+        plan = recipe.plan(large, machine=recipe.machine(*[enough] * 4))
+        used, why = reason(plan, "layout.strategy")
+        assert (used, plan.strategy, plan.memory.total_bytes) == (strategy, strategy, need)
+        assert "(90% of a device)" in why
+
+
+def test_what_fits_nowhere_is_refused_with_the_numbers(recipe: Recipe, large: str) -> None:
+    smallest = total_bytes(recipe, "zero3", large)
+    machine = recipe.machine(*[int(smallest / 0.9) - 1000] * 4)
+    message = refusal(recipe, large, machine=machine)
+    assert message.startswith("layout: ")
+    assert f"needs {smallest / GIB:.2f} GiB a rank (zero3" in message
+
+
+def test_the_smallest_gpu_decides(recipe: Recipe, large: str) -> None:
+    enough = math.ceil(total_bytes(recipe, "zero2", large) / 0.9) + 1
+    assert recipe.plan(large, machine=recipe.machine(80 * GIB, enough, 80 * GIB, 80 * GIB)).strategy == "zero2"
+
+
+def test_ranks_on_a_cpu_share_its_memory(recipe: Recipe, large: str) -> None:
+    on_cpu = ("layout.device=cpu", "layout.processes=4", large)
+    need = recipe.plan(*on_cpu, "layout.strategy=zero2", machine=recipe.machine(memory_bytes=10**15)).memory.total_bytes
+    machine = recipe.machine(memory_bytes=4 * (math.ceil(need / 0.9) + 1))
+    assert recipe.plan(*on_cpu, machine=machine).strategy == "zero2"
+
+
+def test_memory_that_was_asked_for_replaces_that_of_the_device(recipe: Recipe, large: str) -> None:
+    gib = total_bytes(recipe, "zero1", large) / 0.9 / GIB + 0.001
+    plan = recipe.plan(large, f"layout.memory_per_device_gib={gib}", machine=recipe.machine(*FOUR_GPUS))
+    assert plan.strategy == "zero1"
 
 
 def test_lora_counts_rank_times_in_plus_out_of_each_adapted_matrix(recipe: Recipe) -> None:

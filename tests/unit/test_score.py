@@ -15,7 +15,7 @@ from torch import Tensor
 from trainer.data.collate import Batch
 from trainer.distributed import World
 from trainer.evaluation.examples import EvaluationExample
-from trainer.evaluation.forgetting import ExampleRecord
+from trainer.evaluation.records import ExampleRecord
 from trainer.evaluation.score import score_task
 from trainer.evaluation.suite import EvaluationTask, SuiteTask
 

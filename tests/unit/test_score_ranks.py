@@ -17,7 +17,7 @@ from trainer.data.collate import Batch
 from trainer.data.tokenize import PromptEncoder
 from trainer.engine.generation import greedy_continuation
 from trainer.evaluation.examples import EvaluationExample
-from trainer.evaluation.forgetting import ExampleRecord
+from trainer.evaluation.records import ExampleRecord
 from trainer.evaluation.score import score_task
 from trainer.evaluation.suite import EvaluationTask, SuiteTask
 

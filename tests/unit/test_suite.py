@@ -123,7 +123,7 @@ def test_each_kind_has_its_scorer_and_its_reading(
 ) -> None:
     task = base_task(**fields)
     assert task.scorer == scorer
-    assert task.description == TaskDescription(
+    description = TaskDescription(
         name="n",
         capability="c",
         group="base",
@@ -132,6 +132,7 @@ def test_each_kind_has_its_scorer_and_its_reading(
         unit=unit,
         higher_is_better=higher_is_better,
     )
+    assert task.descriptions == [description]
 
 
 def test_an_unknown_key_is_told_with_file_line_and_the_nearest_one(tmp_path: Path) -> None:
@@ -143,7 +144,9 @@ def test_an_unknown_key_is_told_with_file_line_and_the_nearest_one(tmp_path: Pat
 
 def test_an_unknown_kind_is_told_with_file_line_and_the_known_ones(tmp_path: Path) -> None:
     message = complaint(tmp_path, PROSE.replace("kind: text", "kind: texts"))
-    assert message.startswith("suite.yaml:3: tasks.prose.kind: found 'texts', wanted one of text, choice, generate.")
+    assert message.startswith(
+        "suite.yaml:3: tasks.prose.kind: found 'texts', wanted one of text, choice, generate, classify."
+    )
 
 
 def test_a_missing_key_is_told_with_the_line_of_its_task(tmp_path: Path) -> None:

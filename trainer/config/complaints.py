@@ -92,7 +92,7 @@ class Complaints:
     def _describe(self, key: Key) -> str:
         section = self._section_at(key[:-1])
         info = section.model_fields.get(key[-1]) if section else None
-        return f"({info.description})" if info and info.description else ""
+        return f"({' '.join(info.description.split())})" if info and info.description else ""
 
     def _section_at(self, key: Key) -> type[BaseModel] | None:
         """The section class that a key path names; None where the path leaves the schema (a task's name)."""

@@ -32,7 +32,10 @@ class Decision(Section):
 
 
 class MemoryEstimate(Section):
-    """Model states on one device, in bytes: what ZeRO shards. Activations are not in it."""
+    """Bytes on one device at the peak of a step, estimated for the longest sequences."""
+
+    model_type: str = ""
+    """As config.json says; empty where it does not."""
 
     num_parameters: int
     """Parameters of the model, adapters included; tied weights count once."""
@@ -41,21 +44,39 @@ class MemoryEstimate(Section):
     """Parameters that receive gradients."""
 
     weight_bytes: int
-    """Weights in the precision of computation, frozen ones included."""
+    """Weights as the engine keeps them, frozen ones included."""
 
     gradient_bytes: int
     """Gradients of the trainable weights."""
 
     optimizer_bytes: int
-    """AdamW moments and, under bf16, the fp32 master weights."""
+    """AdamW moments and, under ZeRO, the fp32 master weights."""
 
     offloaded_bytes: int = 0
     """What ZeRO-Offload keeps in main memory instead, for each rank."""
 
+    activation_bytes: int | None = None
+    """What a micro-batch keeps from forward to backward; None where the geometry of the model is not known."""
+
+    logit_bytes: int | None = None
+    """Logits, the loss and their gradients, at their peak; None as above."""
+
+    evaluation_bytes: int | None = None
+    """Logits of an evaluation batch, which come where a step has activations and logits; None as above."""
+
+    communication_bytes: int = 0
+    """Buffers of collectives."""
+
     @property
     def model_state_bytes(self) -> int:
-        """Weights, gradients and optimizer states together."""
+        """Weights, gradients and optimizer states together: what ZeRO shards."""
         return self.weight_bytes + self.gradient_bytes + self.optimizer_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        """All of it on the device; what is not known counts nothing."""
+        passing = max((self.activation_bytes or 0) + (self.logit_bytes or 0), self.evaluation_bytes or 0)
+        return self.model_state_bytes + passing + self.communication_bytes
 
 
 class Plan(Section):
@@ -65,7 +86,7 @@ class Plan(Section):
     """Goes up when an older run folder could not be read any more."""
 
     config: RunConfig
-    """The resolved configuration: files, `extends` and overrides merged."""
+    """The configuration in force: files, `extends` and overrides merged, and a fallback where one was taken."""
 
     decisions: Annotated[tuple[Decision, ...], Field(strict=False)]
     """Every choice that the configuration left to Retain, with its reason."""
@@ -84,6 +105,12 @@ class Plan(Section):
 
     microbatches_per_step: int
     """Forward and backward passes of one rank before the optimizer steps (accumulation)."""
+
+    activation_checkpointing: bool
+    """Recompute activations in the backward pass."""
+
+    evaluation_examples_per_batch: int
+    """Examples of one evaluation batch."""
 
     run_folder: str
     """Absolute path of the run folder."""

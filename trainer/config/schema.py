@@ -20,7 +20,8 @@ def _compiles(pattern: str) -> str:
 
 Strategy = Literal["single", "ddp", "zero1", "zero2", "zero3"]
 Method = Literal["full", "lora"]
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
+Objective = Literal["causal_lm", "classification"]
 Quantisation = Literal["none", "int8", "int4"]
 Offload = Literal["none", "optimizer", "optimizer_and_parameters"]
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -82,6 +83,9 @@ class LoraSection(Section):
     targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = "all-linear"
     """Module names to adapt, for example [q_proj, v_proj], or all linear layers but the output head."""
 
+    train_in_full: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Names of modules whose every weight is trained beside the updates, for example [embed_tokens, lm_head]."""
+
 
 class FreezeSection(Section):
     """Weights that full fine-tuning leaves as they were."""
@@ -94,6 +98,19 @@ class FreezeSection(Section):
 
     patterns: Annotated[tuple[Pattern, ...], Field(strict=False)] = ()
     """Regular expressions searched in parameter names."""
+
+
+class ClassificationSection(Section):
+    """Sequence classification with a fresh head. Read only where `objective: classification`."""
+
+    labels: Annotated[tuple[str, ...], Field(strict=False, min_length=2)]
+    """The classes, in the order of the head's outputs; each example's response is one of them."""
+
+    @model_validator(mode="after")
+    def _labels_differ(self) -> Self:
+        if len(set(self.labels)) < len(self.labels) or any(not label.strip() for label in self.labels):
+            raise ValueError(f"labels {list(self.labels)} must be different and not empty")
+        return self
 
 
 class ScoreSection(Section):
@@ -133,7 +150,8 @@ class TaskSection(Section):
     """Jinja template of the instruction, over the columns of a line. Not trained on."""
 
     response: str
-    """Jinja template of the answer. Its tokens, and the end-of-text token after it, carry the loss."""
+    """Jinja template of the answer. Its tokens, and the end-of-text token after it, carry the loss.
+    Under `objective: classification` it is the label."""
 
     weight: Annotated[float, Field(gt=0)] = 1.0
     """Share of the examples relative to the other tasks' weights."""
@@ -154,6 +172,9 @@ class DataSection(Section):
     chat_template: bool = False
     """Wrap each prompt in the tokenizer's chat template, as one user turn. An error where it has none."""
 
+    padding: Literal["batch", "sequence_length"] = "batch"
+    """Fill rows up to the longest of their micro-batch, or always to `sequence_length_tokens` (equal shapes)."""
+
     tasks: Annotated[dict[Name, TaskSection], Field(min_length=1)]
     """The mixture, by task name."""
 
@@ -169,6 +190,9 @@ class TrainingSection(Section):
 
     examples_per_device: PositiveInt | Literal["auto"] = "auto"
     """Examples of one micro-batch on one device. auto: the largest divisor of a rank's share that is at most 16."""
+
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """adamw, or bitsandbytes' AdamW with moments in 8 bits (Dettmers et al. 2022, arXiv 2110.02861)."""
 
     learning_rate: Annotated[float, Field(gt=0)]
     """Peak learning rate of AdamW, reached after the warm-up."""
@@ -198,10 +222,12 @@ class TrainingSection(Section):
     """Global L2 norm to which gradients are clipped."""
 
     precision: Precision = "fp32"
-    """fp32, or bf16 computation over fp32 master weights."""
+    """fp32, or computation in bf16 or fp16 over fp32 master weights. Under fp16 the loss is scaled dynamically: a
+    step whose gradients overflow is taken again with a smaller scale."""
 
-    activation_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    activation_checkpointing: bool | Literal["auto"] = "auto"
+    """Recompute activations in the backward pass: less memory, about a third more time. auto: where the base is
+    quantised, or where a step would not fit without it."""
 
     log_every_steps: PositiveInt = 10
     """Steps between two lines of metrics (metrics.jsonl, TensorBoard, screen)."""
@@ -221,6 +247,13 @@ class LayoutSection(Section):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is a GPU."""
+
+    memory_per_device_gib: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    """Memory that one rank may take. auto: that of its GPU, or an equal part of main memory on a CPU."""
+
+    on_oversize: Literal["fallback", "refuse"] = "fallback"
+    """What to do where the asked method does not fit the one device at hand: train LoRA over an 8-bit base instead
+    (a recorded decision), or refuse."""
 
     collective_timeout_seconds: PositiveInt = 600
     """A collective that waits longer than this is an error on every rank."""
@@ -245,8 +278,9 @@ class EvaluationSection(Section):
     max_examples_per_task: PositiveInt = 300
     """Held-out examples scored for each task, chosen by hash of their id: always the same ones."""
 
-    examples_per_batch: PositiveInt = 32
-    """Examples of one evaluation batch. Batches never depend on the number of ranks."""
+    examples_per_batch: PositiveInt | Literal["auto"] = "auto"
+    """Examples of one evaluation batch. auto: 32, or fewer where the logits of the longest would take over 2 GiB. It
+    never depends on the number of ranks: the same batches give the same numbers."""
 
 
 class RunConfig(Section):
@@ -254,6 +288,12 @@ class RunConfig(Section):
 
     run: RunSection
     model: ModelSection
+    objective: Objective = "causal_lm"
+    """causal_lm: predict the response. classification: predict its label with a fresh head."""
+
+    classification: ClassificationSection | None = None
+    """Labels of the head (objective: classification)."""
+
     method: Method = "full"
     """full: every weight is trained. lora: low-rank updates beside frozen weights."""
 
@@ -280,12 +320,32 @@ class RunConfig(Section):
             )
         if self.freeze is not None and self.method != "full":
             raise ValueError(f"a `freeze` section is given but method is {self.method!r}, which freezes the whole base")
+        self._objective_fits()
         if self.training.warmup_steps > self.training.num_steps:
             raise ValueError(
                 f"training.warmup_steps is {self.training.warmup_steps}, more than "
                 f"training.num_steps {self.training.num_steps}: the peak would never be reached"
             )
         return self
+
+    def _objective_fits(self) -> None:
+        if (self.objective == "classification") != (self.classification is not None):
+            raise ValueError(
+                f"objective is {self.objective!r} and the `classification` section is "
+                f"{'given' if self.classification else 'missing'}: objective: classification needs its labels there"
+            )
+        scored = [name for name, task in self.data.tasks.items() if task.score is not None]
+        if self.objective == "classification" and (scored or self.data.chat_template):
+            found = f"data.tasks.{scored[0]}.score" if scored else "data.chat_template"
+            raise ValueError(
+                f"{found} is given, but objective is 'classification': accuracy and macro-F1 are always "
+                "measured, and a prompt is given as it is. Remove it"
+            )
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes of a classifier; none for a language model."""
+        return self.classification.labels if self.classification else ()
 
     @property
     def lora_or_default(self) -> LoraSection:

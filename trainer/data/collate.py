@@ -21,8 +21,9 @@ class Batch:
 
     input_ids_BT: Tensor
     attention_mask_BT: Tensor
-    labels_BT: Tensor
-    """Ids of the supervised tokens, IGNORED elsewhere; not shifted."""
+    targets_BT: Tensor
+    """What the logits at the same position must give: the next token, IGNORED where it carries no loss. A classifier's
+    logits have one position, and its target is the class."""
 
     task_B: Tensor
     """Task number of each example."""
@@ -30,25 +31,29 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
         moved = (
-            tensor.to(device) for tensor in (self.input_ids_BT, self.attention_mask_BT, self.labels_BT, self.task_B)
+            tensor.to(device) for tensor in (self.input_ids_BT, self.attention_mask_BT, self.targets_BT, self.task_B)
         )
         return Batch(*moved)
 
 
-def collate(examples: Sequence[TokenizedExample], *, tasks: Sequence[int], pad_token_id: int) -> Batch:
-    """Pad to the longest example of the batch."""
-    width = max(len(example.input_ids) for example in examples)
+def collate(
+    examples: Sequence[TokenizedExample], *, tasks: Sequence[int], pad_token_id: int, width: int | None = None
+) -> Batch:
+    """Pad to `width` tokens, or to the longest example of the batch."""
+    width = width or max(len(example.input_ids) for example in examples)
     shape = (len(examples), width)
     input_ids_BT = torch.full(shape, pad_token_id, dtype=torch.long)
     attention_mask_BT = torch.zeros(shape, dtype=torch.long)
-    labels_BT = torch.full(shape, IGNORED, dtype=torch.long)
+    targets_BT = torch.full(shape, IGNORED, dtype=torch.long)
     for row, example in enumerate(examples):
         ids = torch.tensor(example.input_ids, dtype=torch.long)
         input_ids_BT[row, : len(ids)] = ids
         attention_mask_BT[row, : len(ids)] = 1
-        first_target = len(ids) - example.num_target_tokens
-        labels_BT[row, first_target : len(ids)] = ids[first_target:]
-    return Batch(input_ids_BT, attention_mask_BT, labels_BT, torch.tensor(list(tasks), dtype=torch.long))
+        first_target = max(1, len(ids) - example.num_target_tokens)  # nothing predicts the first token
+        targets_BT[row, first_target - 1 : len(ids) - 1] = ids[first_target:]
+    if any(example.label is not None for example in examples):
+        targets_BT = torch.tensor([[example.label] for example in examples], dtype=torch.long)
+    return Batch(input_ids_BT, attention_mask_BT, targets_BT, torch.tensor(list(tasks), dtype=torch.long))
 
 
 class StepBatches:
@@ -64,9 +69,10 @@ class StepBatches:
         rank: int,
         world_size: int,
         pad_token_id: int,
+        width: int | None = None,
     ) -> None:
-        """Nothing is read until a step is asked for."""
-        self._tasks, self._mixture, self._pad_token_id = tasks, mixture, pad_token_id
+        """Nothing is read until a step is asked for. `width`: tokens that every row is padded to."""
+        self._tasks, self._mixture, self._pad_token_id, self._width = tasks, mixture, pad_token_id, width
         self._examples_per_step, self._size = examples_per_step, examples_per_microbatch
         self._rank, self._world_size = rank, world_size
 
@@ -83,7 +89,10 @@ class StepBatches:
         chunks = [examples[start : start + self._size] for start in range(0, len(examples), self._size)]
         return [
             collate(
-                [example for example, _ in chunk], tasks=[task for _, task in chunk], pad_token_id=self._pad_token_id
+                [example for example, _ in chunk],
+                tasks=[task for _, task in chunk],
+                pad_token_id=self._pad_token_id,
+                width=self._width,
             )
             for chunk in chunks[self._rank :: self._world_size]
         ]

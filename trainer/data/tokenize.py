@@ -4,7 +4,8 @@ Prompt and response are tokenised apart and joined as ids, so that training and
 generation cut the text at the same place. The end-of-text token is trained.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import datasets
@@ -17,10 +18,12 @@ from trainer.data.templates import Rendered, TaskTemplate
 
 @dataclass(frozen=True, slots=True)
 class TokenizedExample:
-    """Ids of one example; the loss is on the last `num_target_tokens` of them."""
+    """Ids of one example; the loss is on the last `num_target_tokens` of them, or on `label`."""
 
     input_ids: list[int]
     num_target_tokens: int
+    label: int | None = None
+    """Class of the whole example (objective: classification)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +39,18 @@ class TaskData:
 
     def __getitem__(self, index: int) -> TokenizedExample:
         row = self.table[index]
-        return TokenizedExample(row["input_ids"], row["num_target_tokens"])
+        return TokenizedExample(row["input_ids"], row["num_target_tokens"], row["label"])
 
 
 class PromptEncoder:
     """Texts to ids for one tokenizer."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        if tokenizer.eos_token_id is None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, labels: Sequence[str] = ()) -> None:
+        """`labels`: classes of a classifier, whose texts are encoded whole and never continued."""
+        if tokenizer.eos_token_id is None and not labels:
             raise DataError("model.path: its tokenizer has no end-of-text token: a trained answer could never end.")
         self.tokenizer = tokenizer
+        self.labels = tuple(labels)
         self.start_ids = _start_ids(tokenizer)
 
     def prompt_ids(self, prompt: str, *, chat_template: bool = False) -> list[int]:
@@ -66,6 +71,35 @@ class PromptEncoder:
     def response_ids(self, response: str) -> list[int]:
         """Ids of a response with the end-of-text token."""
         return [*self.text_ids(response), self.tokenizer.eos_token_id]
+
+    def whole_ids(self, text: str) -> list[int]:
+        """Ids of a text that a classifier reads, with the special tokens that its tokenizer puts around it."""
+        return list(self.tokenizer.encode(text, add_special_tokens=True, split_special_tokens=True))
+
+    def label_index(self, response: str, *, where: str) -> int:
+        """Class of a rendered response.
+
+        Raises:
+            DataError: it is none of the labels.
+        """
+        if response.strip() not in self.labels:
+            raise DataError(
+                f"{where}: found label {response.strip()!r}, wanted one of classification.labels "
+                f"({', '.join(self.labels)})."
+            )
+        return self.labels.index(response.strip())
+
+    def encode(self, example: Rendered, *, chat_template: bool, where: str) -> TokenizedExample:
+        """A training example: prompt and response for a language model, text and class for a classifier.
+
+        Raises:
+            DataError: an unknown label, or a chat template that does not exist.
+        """
+        if self.labels:
+            return TokenizedExample(self.whole_ids(example.prompt), 0, self.label_index(example.response, where=where))
+        prompt = self.prompt_ids(example.prompt, chat_template=chat_template)
+        response = self.response_ids(example.response)
+        return TokenizedExample([*prompt, *response], len(response))
 
     def text_ids(self, text: str) -> list[int]:
         """Ids of bare text. What looks like a special token in it is text: data must not forge an end of text."""
@@ -113,9 +147,10 @@ def tokenize_task(
     rows: list[dict[str, Any]] = []
     overlength = 0
     for example in rendered:
-        prompt = encoder.prompt_ids(example.prompt, chat_template=chat_template)
-        response = encoder.response_ids(example.response)
-        length = len(prompt) + len(response)
+        encoded = encoder.encode(
+            example, chat_template=chat_template, where=f"data.tasks.{name}: example {example.example_id}"
+        )
+        length = len(encoded.input_ids)
         if length > sequence_length_tokens:
             overlength += 1
             if on_overlength == "error":
@@ -124,7 +159,7 @@ def tokenize_task(
                     f"data.sequence_length_tokens {sequence_length_tokens}. Raise it, or set data.on_overlength=drop."
                 )
             continue
-        rows.append({"input_ids": [*prompt, *response], "num_target_tokens": len(response)})
+        rows.append(asdict(encoded))
     if not rows:
         raise DataError(
             f"data.tasks.{name}: empty data set: all {overlength} examples are over-long. Raise the length."

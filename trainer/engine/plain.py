@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor
 
 from trainer.config.errors import NonFiniteError
 from trainer.config.plan import Plan
 from trainer.data.collate import Batch
 from trainer.distributed import World
+from trainer.engine.forward import logits_of
 from trainer.engine.generation import greedy_continuation
-from trainer.engine.optimizer import adamw
-from trainer.model import frozen_base
+from trainer.engine.optimizer import adamw, global_norm, refuse_wide_moments
+from trainer.engine.scaling import LossScale
+from trainer.model import COMPUTE_DTYPES, frozen_base, tied_names
 
 OPTIMIZER_FILE = "optimizer.pt"
 
@@ -25,20 +27,25 @@ class PlainEngine:
     """Every rank holds the whole model."""
 
     def __init__(self, model: Any, *, plan: Plan, world: World) -> None:
-        """Wrap a model. accelerate is told to accumulate over 1 micro-batch, so that it never divides a loss."""
-        training = plan.config.training
+        """Wrap a model.
+
+        accelerate is told to accumulate over 1 micro-batch, so that it never divides a loss, and nothing of the
+        precision: on a CPU it would take fp16 for fp32 without a word. Gradients live in the buckets of DDP.
+        """
+        self._training, self._objective = plan.config.training, plan.config.objective
         self.world = world
-        self._max_gradient_norm = training.max_gradient_norm
+        self.loss_scale = LossScale(self._training.precision)
         self._accelerator = Accelerator(
             cpu=plan.device == "cpu",
-            mixed_precision="bf16" if training.precision == "bf16" else "no",
+            mixed_precision="no",
             gradient_accumulation_steps=1,
+            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
         )
         if self._accelerator.num_processes != world.size:
             raise RuntimeError(f"accelerate sees {self._accelerator.num_processes} ranks, the plan says {world.size}")
-        optimizer = adamw(model, training, num_axes=torch.Tensor.dim)
+        self._optimizer = adamw(model, self._training, num_axes=torch.Tensor.dim)
         self.model = model
-        self._wrapped, self._optimizer = self._accelerator.prepare(model, optimizer)
+        self._wrapped = self._accelerator.prepare(model)
 
     @contextmanager
     def microstep(self, *, last: bool) -> Iterator[None]:
@@ -51,44 +58,62 @@ class PlainEngine:
 
     def forward(self, batch: Batch) -> Tensor:
         """See Engine."""
-        return self._wrapped(
-            input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False
-        ).logits
+        with self._autocast():
+            return logits_of(self._wrapped, batch, objective=self._objective)
 
     def backward(self, loss: Tensor) -> None:
         """See Engine."""
-        self._accelerator.backward(loss)
+        (loss * self.loss_scale.value).backward()
 
-    def apply(self, *, learning_rate: float) -> float:
+    def apply(self, *, learning_rate: float) -> float | None:
         """See Engine."""
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = float(global_norm(gradients)) / self.loss_scale.value
+        if not math.isfinite(norm):
+            if not self.loss_scale.is_dynamic:
+                raise NonFiniteError(f"gradient norm is {norm}")
+            self.loss_scale.overflowed()
+            self._optimizer.zero_grad(set_to_none=True)
+            return None
+        # The same clipping as torch and DeepSpeed: 1e-6 keeps a norm of zero from dividing.
+        factor = min(1.0, self._training.max_gradient_norm / (norm + 1e-6)) / self.loss_scale.value
+        for gradient in gradients:
+            gradient.mul_(factor)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
-        norm = float(self._accelerator.clip_grad_norm_(self._wrapped.parameters(), self._max_gradient_norm))
-        if not math.isfinite(norm):
-            raise NonFiniteError(f"gradient norm is {norm}")
         self._optimizer.step()
+        if self._training.optimizer == "adamw_8bit":
+            refuse_wide_moments(self._optimizer)
         self._optimizer.zero_grad(set_to_none=True)
+        self.loss_scale.stepped()
         return norm
 
     def generate(self, input_ids_BT: Tensor, attention_mask_BT: Tensor, *, max_new_tokens: int) -> Tensor:
         """See Engine."""
-        return greedy_continuation(
-            self.model, input_ids_BT, attention_mask_BT, max_new_tokens=max_new_tokens, synced_gpus=False
-        )
+        with self._autocast():
+            return greedy_continuation(
+                self.model, input_ids_BT, attention_mask_BT, max_new_tokens=max_new_tokens, synced_gpus=False
+            )
 
     def gather_weights(self) -> dict[str, Tensor]:
         """See Engine."""
         if not self.world.is_main:
             return {}
-        left_out = frozen_base(self.model)
+        left_out = frozen_base(self.model) | tied_names(self.model)
         return {name: tensor.cpu() for name, tensor in self.model.state_dict().items() if name not in left_out}
 
     def save(self, folder: Path) -> None:
         """See Engine. All ranks hold the same state: the main one writes it."""
         if self.world.is_main:
-            torch.save(self._optimizer.optimizer.state_dict(), folder / OPTIMIZER_FILE)
+            state = {"optimizer": self._optimizer.state_dict(), "loss_scale": self.loss_scale.state()}
+            torch.save(state, folder / OPTIMIZER_FILE)
 
     def load(self, folder: Path) -> None:
         """See Engine."""
         state = torch.load(folder / OPTIMIZER_FILE, map_location=self.world.device, weights_only=True)
-        self._optimizer.optimizer.load_state_dict(state)
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.loss_scale.restore(state["loss_scale"])
+
+    def _autocast(self) -> torch.autocast:
+        precision = self._training.precision
+        return torch.autocast(self.world.device.type, COMPUTE_DTYPES[precision], enabled=precision != "fp32")

@@ -8,12 +8,14 @@ from torch import Tensor
 
 from trainer.data.collate import Batch
 from trainer.distributed import World
+from trainer.engine.scaling import LossScale
 
 
 class Engine(Protocol):
     """One model, its gradients and its optimizer, spread over all ranks."""
 
     world: World
+    loss_scale: LossScale
     model: Any
     """The module as transformers or peft made it; its parameters may be partitioned."""
 
@@ -22,18 +24,19 @@ class Engine(Protocol):
         ...
 
     def forward(self, batch: Batch) -> Tensor:
-        """logits_BTV of a batch on this rank's device."""
+        """logits_BTV of a batch on this rank's device; T is 1 for a classifier."""
         ...
 
     def backward(self, loss: Tensor) -> None:
-        """Accumulate gradients of `loss`. Never rescales it."""
+        """Accumulate gradients of `loss`. Never rescales it, but for the loss scale of fp16, which `apply` undoes."""
         ...
 
-    def apply(self, *, learning_rate: float) -> float:
+    def apply(self, *, learning_rate: float) -> float | None:
         """Clip by the global norm, step, zero the gradients.
 
         Returns:
-            The global L2 norm before clipping.
+            The global L2 norm before clipping. None where gradients overflowed in fp16: no weight was touched, the
+            loss scale is halved, and the step is to be taken again.
 
         Raises:
             NonFiniteError: the norm is not finite; on every rank, and no weight was touched.

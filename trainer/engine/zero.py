@@ -4,6 +4,7 @@ Run as a program (`python -m trainer.engine.zero`) it compiles the operators tha
 DeepSpeed would otherwise compile inside the first training process.
 """
 
+import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -19,13 +20,17 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig
 from trainer.config.deepspeed import deepspeed_config
 from trainer.config.errors import NonFiniteError
 from trainer.config.plan import Plan
+from trainer.config.run_folder import write_json
 from trainer.data.collate import Batch
 from trainer.distributed import World
+from trainer.engine.forward import logits_of
 from trainer.engine.generation import greedy_continuation
 from trainer.engine.optimizer import adamw
-from trainer.model import frozen_base
+from trainer.engine.scaling import LossScale
+from trainer.model import frozen_base, tied_names
 
 TAG = "engine"
+LOSS_SCALE_FILE = "loss_scale.json"
 
 
 @contextmanager
@@ -68,7 +73,9 @@ class ZeroEngine:
         """
         training = plan.config.training
         self.world = world
+        self.loss_scale = LossScale(training.precision)
         self.model = model
+        self._objective = plan.config.objective
         self._stage = plan.zero_stage
         self._frozen_left_out = plan.config.method == "lora"
         _join(plan)
@@ -76,6 +83,7 @@ class ZeroEngine:
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(plan))
         if self._engine.world_size != world.size:
             raise RuntimeError(f"DeepSpeed sees {self._engine.world_size} ranks, the plan says {world.size}")
+        self._tell_loss_scale()
         # DeepSpeed computes the norm and steps in one call, and not every stage looks at the norm in between.
         optimizer.register_step_pre_hook(lambda *_: _refuse_non_finite(float(self._engine.optimizer._global_grad_norm)))
 
@@ -89,22 +97,31 @@ class ZeroEngine:
 
     def forward(self, batch: Batch) -> Tensor:
         """See Engine."""
-        return self._engine(
-            input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False
-        ).logits
+        return logits_of(self._engine, batch, objective=self._objective)
 
     def backward(self, loss: Tensor) -> None:
         """See Engine. DeepSpeed would divide by the accumulation steps unless told not to."""
         self._engine.backward(loss, scale_wrt_gas=False)
 
-    def apply(self, *, learning_rate: float) -> float:
+    def apply(self, *, learning_rate: float) -> float | None:
         """See Engine."""
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
         self._engine.step()
         norm = float(self._engine.get_global_grad_norm())
+        if self.loss_scale.is_dynamic and not math.isfinite(norm):
+            self.loss_scale.overflowed()
+            self._tell_loss_scale()
+            return None
         _refuse_non_finite(norm)  # DeepSpeed leaves such a step out without a word, and would go on
+        self.loss_scale.stepped()
+        self._tell_loss_scale()
         return norm
+
+    def _tell_loss_scale(self) -> None:
+        """Ours is in force: DeepSpeed's divides by the grown scale what was multiplied by the smaller one."""
+        if self.loss_scale.is_dynamic:
+            self._engine.optimizer.override_loss_scale(self.loss_scale.value)
 
     def generate(self, input_ids_BT: Tensor, attention_mask_BT: Tensor, *, max_new_tokens: int) -> Tensor:
         """See Engine."""
@@ -118,7 +135,7 @@ class ZeroEngine:
 
     def gather_weights(self) -> dict[str, Tensor]:
         """See Engine. Under stage 3 one weight at a time is whole, and only the main rank keeps it."""
-        left_out = frozen_base(self.model)
+        left_out = frozen_base(self.model) | tied_names(self.model)
         gathered: dict[str, Tensor] = {}
         for name, tensor in self.model.state_dict(keep_vars=True).items():
             if name in left_out:
@@ -133,6 +150,8 @@ class ZeroEngine:
         self._engine.save_checkpoint(
             str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=self._frozen_left_out
         )
+        if self.world.is_main:
+            write_json(folder / LOSS_SCALE_FILE, self.loss_scale.state())
 
     def load(self, folder: Path) -> None:
         """See Engine.
@@ -145,6 +164,8 @@ class ZeroEngine:
         )
         if path is None:
             raise RuntimeError(f"DeepSpeed found no state in {folder}")
+        self.loss_scale.restore(json.loads((folder / LOSS_SCALE_FILE).read_text(encoding="utf-8")))
+        self._tell_loss_scale()
 
 
 def build_operators() -> None:

@@ -21,7 +21,7 @@ class EvaluationExample:
     prompt: str
     target: str
     candidates: tuple[str, ...]
-    """Texts to score: the response (text), all choices (choice), none (generate)."""
+    """Texts to score: the response (text), all choices (choice), all labels (a classifier), none (generate)."""
 
     prompt_ids: tuple[int, ...]
     candidate_ids: tuple[tuple[int, ...], ...]
@@ -78,6 +78,16 @@ def _refuse_repeated_ids(rendered: Mapping[int, Rendered], *, path: str) -> None
 def _encode(
     spec: SuiteTask, example: Rendered, *, row: Mapping[str, Any], encoder: PromptEncoder, where: str
 ) -> EvaluationExample:
+    if encoder.labels:
+        encoder.label_index(example.response, where=where)
+        return EvaluationExample(
+            example_id=example.example_id,
+            prompt=example.prompt,
+            target=example.response.strip(),
+            candidates=encoder.labels,
+            prompt_ids=tuple(encoder.whole_ids(example.prompt)),
+            candidate_ids=(),
+        )
     candidates = _candidates(spec, example, row=row, where=where)
     encode = encoder.response_ids if spec.kind == "text" and spec.end_of_text else encoder.text_ids
     bare_text = spec.kind == "text" and not example.prompt

@@ -5,22 +5,23 @@ refused, because a difference between unlike things is not forgetting. Knows not
 models, tensors or how a score was made.
 """
 
-import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from operator import attrgetter
-from pathlib import Path
 from typing import Literal, TypeAlias
 
-from trainer.config.errors import DataError, InputError
-from trainer.config.run_folder import write_text_atomically
+from trainer.config.errors import InputError
+from trainer.evaluation.macro_f1 import paired_macro_f1
+from trainer.evaluation.records import ExampleRecord
 from trainer.evaluation.statistics import PairedDifference, mcnemar_exact, paired_difference
 
 Group: TypeAlias = Literal["trained", "base"]
-Kind: TypeAlias = Literal["text", "choice", "generate"]
+Kind: TypeAlias = Literal["text", "choice", "generate", "classify"]
 Change: TypeAlias = Literal["improved", "worsened", "no clear change"]
+
+MACRO_F1 = "macro-F1"
+"""Measure of kind classify that is of all examples together, where accuracy is a mean over examples."""
 
 MAX_LOST_EXAMPLES = 20
 """Lost examples kept in a row; the counts are of all of them."""
@@ -34,53 +35,29 @@ class JoinError(InputError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExampleRecord:
-    """How one model did on one example."""
-
-    id: str
-    """Unique within the task; the key of the join."""
-    prompt_sha256: str
-    """Hash of exactly what the model was given."""
-    scorer: str
-    """Name and version of the scorer: `token_nll@1`, `exact_match@1`."""
-    value: float
-    """kind text: summed nats over the tokens; otherwise a score in [0, 1]."""
-    weight: float
-    """kind text: number of tokens; otherwise 1."""
-    prompt: str
-    """What the model was given, readable."""
-    target: str
-    """What it should have said; may be empty for kind text."""
-    answer: str | None
-    """What it said; None where nothing is said."""
-
-    def __post_init__(self) -> None:
-        if not math.isfinite(self.value):
-            raise ValueError(
-                f"example {self.id!r}: value is {self.value}, which cannot be compared; did the model diverge?"
-            )
-        if not (math.isfinite(self.weight) and self.weight > 0):
-            raise ValueError(f"example {self.id!r}: weight is {self.weight}, a positive number is needed")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskDescription:
     """What a task measures, and how to read its numbers."""
 
     name: str
-    """Unique name; also the name of its records file."""
+    """Unique name; also the name of its records file, except where another row has the same records."""
     capability: str
     """What it is a measure of, in words for the reader."""
     group: Group
     """`trained`: a task of the mixture; `base`: an ability from before, never trained on."""
     kind: Kind
-    """`text`: loss of given text; `choice`: pick among options; `generate`: answer freely."""
+    """`text`: loss of given text; `choice`: pick among options; `generate`: answer freely;
+    `classify`: pick one of fixed labels with a classification head."""
     measure: str
-    """Name of the number: loss, accuracy, exact match, chrF."""
+    """Name of the number: loss, accuracy, exact match, chrF; of kind classify: accuracy or macro-F1."""
     unit: str
     """Unit of the number: nats/token, share."""
     higher_is_better: bool
     """False for a loss."""
+
+    def __post_init__(self) -> None:
+        fits = self.measure in ("accuracy", MACRO_F1) if self.kind == "classify" else self.measure != MACRO_F1
+        if not fits:
+            raise ValueError(f"task {self.name}: kind {self.kind} has no measure {self.measure!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,34 +103,13 @@ class CapabilityRow:
     """Which way, if the interval excludes zero. `no clear change` means not shown: it is never evidence of no
     forgetting, since with few examples a large loss can hide inside the interval."""
     num_lost: int | None
-    """Right before, wrong now. None unless every score is 0 or 1."""
+    """Right before, wrong now. None unless every score is 0 or 1; None for macro-F1, as the accuracy row has it."""
     num_gained: int | None
-    """Wrong before, right now. None unless every score is 0 or 1."""
+    """Wrong before, right now. None where `num_lost` is."""
     mcnemar_p: float | None
-    """Exact two-sided McNemar p of lost against gained. None unless every score is 0 or 1."""
+    """Exact two-sided McNemar p of lost against gained. None where `num_lost` is."""
     lost: tuple[LostExample, ...]
-    """Up to 20 examples whose score fell, largest fall first, then by id. Empty for kind text."""
-
-
-def write_records(path: Path, records: Iterable[ExampleRecord]) -> None:
-    """Write one JSON object a line, sorted by id: the same records give the same bytes. Atomic."""
-    ordered = sorted(records, key=attrgetter("id"))
-    # Escaped to ASCII: a model's answer may hold a lone surrogate, which UTF-8 cannot.
-    lines = [json.dumps(asdict(record), allow_nan=False) + "\n" for record in ordered]
-    write_text_atomically(path, "".join(lines))
-
-
-def read_records(path: Path) -> list[ExampleRecord]:
-    """Read the records of one task, in the order of the file.
-
-    Raises:
-        DataError: the file is missing, or a line is not a record.
-    """
-    try:
-        with path.open("rb") as lines:
-            return [_parse_record(line, where=f"{path}:{number}") for number, line in enumerate(lines, start=1)]
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}). Was this task evaluated at this step?") from None
+    """Up to 20 examples whose score fell, largest fall first, then by id. Empty for kind text and for macro-F1."""
 
 
 def compare_task(
@@ -162,17 +118,16 @@ def compare_task(
     """Join the records of one task by id and measure the change; the order of the records has no effect.
 
     Raises:
-        JoinError: fewer than 2 examples, a repeated id, scores outside [0, 1], or any difference in ids,
-            prompts, targets, scorers or weights.
+        JoinError: fewer than 2 examples, a repeated id, scores outside [0, 1], a classifier's score that does not
+            say whether its answer is the target, or any difference in ids, prompts, targets, scorers or weights.
     """
     pairs = _join(description, before=before, after=after)
-    measured = paired_difference(
-        [old.value for old, _ in pairs], [new.value for _, new in pairs], weights=[old.weight for old, _ in pairs]
-    )
+    measured = _measure(description, pairs)
+    has_scores = description.kind != "text" and description.measure != MACRO_F1
     sign = 1 if description.higher_is_better else -1
     gains = [(sign * (new.value - old.value), old, new) for old, new in pairs]
     num_lost = num_gained = mcnemar_p = None
-    if description.kind != "text" and all(record.value in (0, 1) for pair in pairs for record in pair):
+    if has_scores and all(record.value in (0, 1) for pair in pairs for record in pair):
         num_lost = sum(gain < 0 for gain, _, _ in gains)
         num_gained = sum(gain > 0 for gain, _, _ in gains)
         mcnemar_p = mcnemar_exact(num_lost, num_gained)
@@ -189,8 +144,18 @@ def compare_task(
         num_lost=num_lost,
         num_gained=num_gained,
         mcnemar_p=mcnemar_p,
-        lost=() if description.kind == "text" else _lost_examples(gains),
+        lost=_lost_examples(gains) if has_scores else (),
     )
+
+
+def _measure(description: TaskDescription, pairs: Sequence[tuple[ExampleRecord, ExampleRecord]]) -> PairedDifference:
+    """Macro-F1 of targets and answers, or the ratio of summed values and weights."""
+    old, new = [first for first, _ in pairs], [second for _, second in pairs]
+    if description.measure == MACRO_F1:
+        said = [[one.answer for one in side if one.answer is not None] for side in (old, new)]
+        return paired_macro_f1([one.target for one in old], said[0], said[1])
+    weights = [one.weight for one in old]
+    return paired_difference([one.value for one in old], [one.value for one in new], weights=weights)
 
 
 def _change(measured: PairedDifference, *, higher_is_better: bool) -> Change:
@@ -229,9 +194,13 @@ def _join(
         value_of = attrgetter(field)
         differing = [first.id for first, second in pairs if value_of(first) != value_of(second)]
         _refuse(differing, name=name, what=f"differ in {field} before and after", advice=advice)
+    both = [one for pair in pairs for one in pair]
     if description.kind != "text":
-        outside = [one.id for pair in pairs for one in pair if not 0 <= one.value <= 1 or one.weight != 1]
-        _refuse(set(outside), name=name, what="are not scores in [0, 1] with weight 1", advice="Correct the scorer")
+        outside = {one.id for one in both if not 0 <= one.value <= 1 or one.weight != 1}
+        _refuse(outside, name=name, what="are not scores in [0, 1] with weight 1", advice="Correct the scorer")
+    if description.kind == "classify":
+        unfit = {one.id for one in both if one.answer is None or one.value != (one.answer == one.target)}
+        _refuse(unfit, name=name, what="lack an answer scored 1 if right and 0 if not", advice="Correct the scorer")
     if len({first.scorer for first, _ in pairs}) > 1:
         raise JoinError(f"task {name}: several scorers in one task. Give each scorer a task of its own.")
     if len(pairs) < 2:
@@ -254,24 +223,3 @@ def _refuse(ids: Iterable[str], *, name: str, what: str, advice: str) -> None:
     shown = ", ".join(repr(key) for key in ordered[:MAX_IDS_IN_MESSAGE])
     more = f" and {len(ordered) - MAX_IDS_IN_MESSAGE} more" if len(ordered) > MAX_IDS_IN_MESSAGE else ""
     raise JoinError(f"task {name}: {len(ordered)} id(s) {what}: {shown}{more}. {advice}.")
-
-
-def _parse_record(line: bytes, *, where: str) -> ExampleRecord:
-    """One record from one line of JSON; raises DataError naming file and line."""
-    try:
-        raw = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{where}: not JSON ({error}). The file is damaged: evaluate this task again.") from None
-    keys = [field.name for field in fields(ExampleRecord)]
-    if not isinstance(raw, dict) or set(raw) != set(keys):
-        raise DataError(f"{where}: not a record. Exactly these keys are needed: {', '.join(keys)}.")
-    numbers, texts = ("value", "weight"), ("id", "prompt_sha256", "scorer", "prompt", "target")
-    wrong = [key for key in numbers if not isinstance(raw[key], int | float) or isinstance(raw[key], bool)]
-    wrong += [key for key in texts if not isinstance(raw[key], str)]
-    wrong += ["answer"] if not isinstance(raw["answer"], str | None) else []
-    if wrong:
-        raise DataError(f"{where}: wrong type of {', '.join(wrong)}. {', '.join(numbers)}: number; the others: text.")
-    try:
-        return ExampleRecord(**raw)
-    except ValueError as error:
-        raise DataError(f"{where}: {error}") from None

@@ -8,7 +8,7 @@ from trainer.config.run_folder import RunFolder
 from trainer.data.tokenize import PromptEncoder
 from trainer.engine.protocol import Engine
 from trainer.evaluation.examples import EvaluationData
-from trainer.evaluation.forgetting import write_records
+from trainer.evaluation.records import write_records
 from trainer.evaluation.score import score_task
 from trainer.evaluation.suite import EvaluationTask
 from trainer.seeding import random_state, restore_random_state

@@ -16,7 +16,7 @@ from trainer.data.collate import collate
 from trainer.data.tokenize import PromptEncoder, TokenizedExample
 from trainer.engine.protocol import Engine
 from trainer.evaluation.examples import EvaluationExample
-from trainer.evaluation.forgetting import ExampleRecord
+from trainer.evaluation.records import ExampleRecord
 from trainer.evaluation.scorers import score_answer
 from trainer.evaluation.suite import EvaluationTask
 from trainer.loss import target_nll
@@ -73,15 +73,38 @@ def score_task(
         number = start + world.rank
         batch = batches[min(number, len(batches) - 1)]
         with torch.no_grad():
-            results = (
-                _generate(engine, batch, task, encoder)
-                if task.spec.kind == "generate"
-                else _nll(engine, batch, encoder)
-            )
+            results = _run(engine, batch, task, examples, encoder)
         if number < len(batches):
             mine |= {sequence.key: result for sequence, result in zip(batch, results, strict=True)}
     merged = {key: result for part in world.gather_objects(mine) for key, result in part.items()}
     return [_record(task, example, number, merged) for number, example in enumerate(examples)]
+
+
+def _run(
+    engine: Engine,
+    batch: Sequence[_Sequence],
+    task: EvaluationTask,
+    examples: Sequence[EvaluationExample],
+    encoder: PromptEncoder,
+) -> list[_Result]:
+    if task.labels:
+        return _classify(engine, batch, [examples[sequence.key[0]].target for sequence in batch], encoder)
+    return _generate(engine, batch, task, encoder) if task.spec.kind == "generate" else _nll(engine, batch, encoder)
+
+
+def _classify(
+    engine: Engine, batch: Sequence[_Sequence], targets: Sequence[str], encoder: PromptEncoder
+) -> list[_Result]:
+    """The head's label of each text, and the nats of the right one."""
+    tokenized = [
+        TokenizedExample(list(sequence.prompt_ids), 0, encoder.labels.index(target))
+        for sequence, target in zip(batch, targets, strict=True)
+    ]
+    padded = collate(tokenized, tasks=[0] * len(batch), pad_token_id=encoder.pad_token_id).to(engine.world.device)
+    logits_BTV = engine.forward(padded)
+    nll_B, _ = target_nll(logits_BTV, padded.targets_BT)
+    labels = [encoder.labels[index] for index in logits_BTV[:, 0].argmax(dim=-1).tolist()]
+    return [_Result(nats, 1, label) for nats, label in zip(nll_B.tolist(), labels, strict=True)]
 
 
 def _nll(engine: Engine, batch: Sequence[_Sequence], encoder: PromptEncoder) -> list[_Result]:
@@ -91,7 +114,7 @@ def _nll(engine: Engine, batch: Sequence[_Sequence], encoder: PromptEncoder) -> 
         for sequence in batch
     ]
     padded = collate(tokenized, tasks=[0] * len(batch), pad_token_id=encoder.pad_token_id).to(engine.world.device)
-    nll_B, tokens_B = target_nll(engine.forward(padded), padded.labels_BT)
+    nll_B, tokens_B = target_nll(engine.forward(padded), padded.targets_BT)
     return [_Result(nats, tokens) for nats, tokens in zip(nll_B.tolist(), tokens_B.tolist(), strict=True)]
 
 
@@ -126,6 +149,9 @@ def _record(
             value, weight = results[number, 0].nats, float(results[number, 0].num_tokens)
         case "choice":
             answer = _most_likely(task, example, number, results)
+            value = float(answer == example.target)
+        case "classify":
+            answer = results[number, 0].answer
             value = float(answer == example.target)
         case "generate":
             answer = results[number, 0].answer

@@ -18,8 +18,9 @@ from trainer.evaluation.forgetting import Group, TaskDescription
 class SuiteTask(Section):
     """One measurement of one capability."""
 
-    kind: Literal["text", "choice", "generate"]
-    """text: loss of the response. choice: pick among candidates by log-likelihood. generate: answer freely."""
+    kind: Literal["text", "choice", "generate", "classify"]
+    """text: loss of the response. choice: pick among candidates by log-likelihood. generate: answer freely.
+    classify: the label of a classification head (objective: classification)."""
 
     data: str
     """JSONL file of examples; "id" is used where there is one."""
@@ -76,34 +77,42 @@ class EvaluationTask(Section):
     capability: str
     group: Group
     spec: SuiteTask
+    labels: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Classes of the head that is measured; none for a language model."""
 
     @property
     def scorer(self) -> str:
         """Name and version of what turns outputs into numbers: records of different scorers are never joined."""
         match self.spec.kind:
             case "text":
-                return "token_nll@1"
+                return "label_nll@1" if self.labels else "token_nll@1"
+            case "classify":
+                return "head_label@1"
             case "choice":
                 return "choice_accuracy_per_byte@1" if self.spec.length_normalised else "choice_accuracy@1"
         return f"{self.spec.scorer}@1"
 
     @property
-    def description(self) -> TaskDescription:
-        """How to read its numbers in the report."""
-        measure, unit = {
-            "text": ("loss", "nats/token"),
-            "choice": ("accuracy", "share"),
-            "generate": ("chrF", "share") if self.spec.scorer == "chrf" else ("exact match", "share"),
+    def descriptions(self) -> list[TaskDescription]:
+        """How to read its numbers in the report: one row, or accuracy and macro-F1 of one head's labels."""
+        measures = {
+            "text": [("loss", "nats/example" if self.labels else "nats/token")],
+            "choice": [("accuracy", "share")],
+            "generate": [("chrF" if self.spec.scorer == "chrf" else "exact match", "share")],
+            "classify": [("accuracy", "share"), ("macro-F1", "share")],
         }[self.spec.kind]
-        return TaskDescription(
-            name=self.name,
-            capability=self.capability,
-            group=self.group,
-            kind=self.spec.kind,
-            measure=measure,
-            unit=unit,
-            higher_is_better=self.spec.kind != "text",
-        )
+        return [
+            TaskDescription(
+                name=self.name if number == 0 else f"{self.name}-{measure.lower()}",
+                capability=self.capability,
+                group=self.group,
+                kind=self.spec.kind,
+                measure=measure,
+                unit=unit,
+                higher_is_better=self.spec.kind != "text",
+            )
+            for number, (measure, unit) in enumerate(measures)
+        ]
 
 
 def evaluation_tasks(config: RunConfig, *, variables: Mapping[str, str]) -> list[EvaluationTask]:
@@ -112,9 +121,7 @@ def evaluation_tasks(config: RunConfig, *, variables: Mapping[str, str]) -> list
     Raises:
         ConfigError: the suite file is wrong, or a name stands in both.
     """
-    tasks = [
-        task for name, section in config.data.tasks.items() for task in _of_trained_task(name, section, config.data)
-    ]
+    tasks = [task for name, section in config.data.tasks.items() for task in _of_trained_task(name, section, config)]
     if config.evaluation.suite is None:
         return tasks
     suite = load_as(Suite, Path(config.evaluation.suite), variables=variables)
@@ -125,24 +132,32 @@ def evaluation_tasks(config: RunConfig, *, variables: Mapping[str, str]) -> list
                 f"{config.evaluation.suite}: tasks.{name}: this is also a trained task (data.tasks.{owners[name]}). "
                 "A base ability must not be trained on: rename it or measure something else."
             )
-        tasks.append(EvaluationTask(name=name, capability=name, group="base", spec=spec))
+        if (spec.kind == "classify") != (config.objective == "classification"):
+            raise ConfigError(
+                f"{config.evaluation.suite}: tasks.{name}.kind: found {spec.kind} under objective {config.objective}: "
+                "a classifier answers with its labels (kind: classify), a language model with text (the other kinds)."
+            )
+        tasks.append(EvaluationTask(name=name, capability=name, group="base", spec=spec, labels=config.labels))
     return tasks
 
 
-def _of_trained_task(name: str, task: TaskSection, data: DataSection) -> list[EvaluationTask]:
+def _of_trained_task(name: str, task: TaskSection, config: RunConfig) -> list[EvaluationTask]:
+    data = config.data
     loss = SuiteTask(
         kind="text",
         data=task.heldout,
         prompt=task.prompt,
         response=task.response,
         chat_template=data.chat_template,
-        end_of_text=True,
+        end_of_text=not config.labels,
     )
     specs = {"loss": loss}
+    if config.labels:
+        specs |= {"label": SuiteTask(kind="classify", data=task.heldout, prompt=task.prompt, response=task.response)}
     if task.score is not None:
         specs |= {_score_name(task.score): _score_spec(task, task.score, data)}
     return [
-        EvaluationTask(name=f"{name}-{measure}", capability=name, group="trained", spec=spec)
+        EvaluationTask(name=f"{name}-{measure}", capability=name, group="trained", spec=spec, labels=config.labels)
         for measure, spec in specs.items()
     ]
 
