@@ -2,6 +2,7 @@
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -116,6 +117,20 @@ def demo(
         _finish(value)
         _say(demo_run.next_commands(folder, demo_run.PROMPTS[model]))
     raise typer.Exit(code)
+
+
+@app.command()
+def data(
+    config: Config,
+    overrides: Overrides = None,
+    examples: Annotated[int, typer.Option(min=0, help="Examples to show of each task.")] = 1,
+) -> None:
+    """Show what the model will really see: tasks, lengths, the mixture over time, examples. Trains nothing."""
+    value = _plan(config, overrides)
+    with tempfile.TemporaryDirectory() as folder:
+        RunFolder(Path(folder)).plan.write_text(value.to_json(), encoding="utf-8")
+        argv = module_argv("trainer.inspection", folder, "--examples", str(examples))
+        raise typer.Exit(run_module(argv, value.environment, complain=_complain))
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """RunConfig and machine in, Plan out. Writes nothing; needs no torch."""
 
+import glob
 import hashlib
 import importlib.metadata
 import json
@@ -10,6 +11,7 @@ from launch.machine import Machine
 from launch.memory import examples_per_evaluation_batch
 from launch.model_facts import ModelFacts, read_model_facts
 from launch.strategy import choose_layout
+from trainer.config.data_schema import HubSource
 from trainer.config.errors import ConfigError
 from trainer.config.plan import Plan
 from trainer.config.run_folder import RunFolder
@@ -87,13 +89,15 @@ def find_model(name: str, *, machine: Machine) -> Path:
 
 
 def _check_files(config: RunConfig) -> None:
-    files = {f"data.tasks.{name}.train": task.train for name, task in config.data.tasks.items()}
-    files |= {f"data.tasks.{name}.heldout": task.heldout for name, task in config.data.tasks.items()}
+    sources = {f"data.tasks.{name}.train": task.train for name, task in config.data.tasks.items()}
+    sources |= {f"data.tasks.{name}.heldout": task.heldout for name, task in config.data.tasks.items() if task.heldout}
     if config.evaluation.suite is not None:
-        files["evaluation.suite"] = config.evaluation.suite
-    for key, path in files.items():
-        if not Path(path).is_file():
-            raise ConfigError(f"{key}: no such file: {path} (paths are relative to {Path.cwd()}).")
+        sources["evaluation.suite"] = config.evaluation.suite
+    for key, source in sources.items():
+        paths = () if isinstance(source, HubSource) else (source,) if isinstance(source, str) else source
+        for path in paths:
+            if not Path(path).exists() and not any(glob.iglob(path, recursive=True)):
+                raise ConfigError(f"{key}: no such file: {path} (paths are relative to {Path.cwd()}).")
 
 
 def _check_context(config: RunConfig, facts: ModelFacts) -> None:

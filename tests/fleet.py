@@ -23,6 +23,7 @@ run: {{folder: {folder}/unused}}
 model: {{path: {model}}}
 data:
   sequence_length_tokens: 128
+  leakage: "off"
   tasks:
     sentiment:
       train: ${{RETAIN_CACHE}}/demo/tasks/sentiment/heldout.jsonl

@@ -15,20 +15,16 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # A module imports from lower floors, and on its own floor from modules that stand before it.
 FLOORS: tuple[tuple[str, ...], ...] = (
     (
-        *("trainer.config.errors", "trainer.config.run_folder", "trainer.config.schema", "trainer.config.complaints"),
         *(
-            "trainer.config.freezing",
-            "trainer.config.load",
-            "trainer.config.plan",
-            "trainer.config.deepspeed",
-            "trainer.schedule",
+            "trainer.config.errors",
+            "trainer.config.run_folder",
+            "trainer.config.sections",
+            "trainer.config.data_schema",
         ),
-        *(
-            "trainer.evaluation.statistics",
-            "trainer.evaluation.macro_f1",
-            "trainer.evaluation.records",
-            "trainer.evaluation.forgetting",
-        ),
+        *("trainer.config.schema", "trainer.config.complaints"),
+        *("trainer.config.freezing", "trainer.config.load", "trainer.config.plan", "trainer.config.deepspeed"),
+        *("trainer.schedule", "trainer.evaluation.statistics", "trainer.evaluation.macro_f1"),
+        *("trainer.evaluation.records", "trainer.evaluation.forgetting"),
         *("trainer.evaluation.report", "trainer.evaluation.suite"),
     ),
     (
@@ -40,7 +36,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     (
         *("launch.compatibility", "launch.strategy", "launch.operators", "launch.demo_models"),
-        *("trainer.data.sources", "trainer.data.templates", "trainer.data.mixture"),
+        *("trainer.data.json_rows", "trainer.data.files", "trainer.data.sources", "trainer.data.splits"),
+        *("trainer.data.leakage", "trainer.data.templates", "trainer.data.examples"),
+        *("trainer.data.shares", "trainer.data.mixture"),
         *("trainer.data.tokenize", "trainer.data.collate"),
         *("trainer.model", "trainer.engine.scaling", "trainer.engine.protocol"),
         *("trainer.engine.forward", "trainer.engine.generation", "trainer.engine.optimizer"),
@@ -50,7 +48,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         *("launch.plan", "launch.demo_data"),
         *("trainer.evaluation.scorers", "trainer.evaluation.examples"),
         *("trainer.evaluation.score", "trainer.evaluation.measure"),
-        *("trainer.provenance", "trainer.checkpoint", "trainer.program", "trainer.export", "trainer.generate"),
+        "trainer.run_data",
+        *("trainer.provenance", "trainer.checkpoint", "trainer.program"),
+        *("trainer.inspection", "trainer.export", "trainer.generate"),
     ),
     ("launch.local", "launch.demo", "trainer.loop", "trainer.journal"),
     ("launch.__main__", "trainer.worker"),

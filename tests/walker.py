@@ -20,7 +20,8 @@ from trainer.data.collate import StepBatches
 from trainer.distributed import World, join_world, leave_world
 from trainer.evaluation.measure import measure
 from trainer.loop import StepResult, train
-from trainer.worker import RunData, build_engine, read_data
+from trainer.run_data import RunData, read_data
+from trainer.worker import build_engine
 
 KNOWN: dict[str, RunData] = {}
 

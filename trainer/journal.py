@@ -11,6 +11,7 @@ import torch
 
 from trainer.config.plan import Plan
 from trainer.console import Screen
+from trainer.data.mixture import Mixture
 from trainer.evaluation.suite import EvaluationTask
 from trainer.loop import StepResult
 from trainer.metrics import Metrics
@@ -20,16 +21,14 @@ class Journal:
     """Fed by every rank in the same order; speaks and writes on the main one."""
 
     def __init__(
-        self, plan: Plan, screen: Screen, metrics: Metrics | None, *, first_step: int, mixture_counts: Sequence[int]
+        self, plan: Plan, screen: Screen, metrics: Metrics | None, *, first_step: int, mixture: Mixture
     ) -> None:
         self._plan, self._screen, self._metrics = plan, screen, metrics
         self._task_names = list(plan.config.data.tasks)
         self._step = first_step
         self._measured: dict[str, float] = {}
         self._start_window()
-        total = sum(mixture_counts)
-        shares = (f"{name} {n / total:.1%}" for name, n in zip(self._task_names, mixture_counts, strict=True))
-        screen.say(f"mixture: {total:,} examples: {', '.join(shares)}")
+        screen.say(f"mixture: {_in_words(mixture, self._task_names)}")
         if metrics is not None and first_step == 0:
             decisions = [f"- `{d.field}`: {d.asked} -> **{d.used}** ({d.reason})" for d in plan.decisions]
             metrics.write_text("decisions", "\n".join(decisions) or "none")
@@ -115,3 +114,11 @@ class Journal:
         self._screen.end_progress()
         if self._metrics is not None:
             self._metrics.close()
+
+
+def _in_words(mixture: Mixture, names: Sequence[str]) -> str:
+    """Share of the examples of each task in the whole run, and how often each of its examples is seen."""
+    counts = mixture.counts()
+    tasks = zip(names, counts, mixture.repeats(), strict=True)
+    shares = (f"{name} {count / sum(counts):.1%} (each {repeats:.1f} x)" for name, count, repeats in tasks)
+    return f"{sum(counts):,} examples: {', '.join(shares)}"

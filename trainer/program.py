@@ -21,7 +21,7 @@ def run_program(run_path: Path, name: str, body: Callable[[], str]) -> int:
     try:
         print(body(), file=stdout, flush=True)
     except InputError as error:
-        print(f"{OWN_LINE}{error}", file=stderr, flush=True)
+        print(*(f"{OWN_LINE}{line}" for line in str(error).splitlines()), sep="\n", file=stderr, flush=True)
         return EXIT_INPUT
     except Exception as error:  # recorded in the log, told in one line
         traceback.print_exc()

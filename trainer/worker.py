@@ -8,47 +8,32 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trainer.checkpoint import WEIGHTS, check_checkpoint, load_state, save_checkpoint
-from trainer.config.errors import DataError
 from trainer.config.plan import Plan, read_plan
 from trainer.config.run_folder import RunFolder
 from trainer.console import Screen, divert_library_output
 from trainer.data.collate import StepBatches
-from trainer.data.mixture import Mixture
-from trainer.data.templates import TaskTemplate
-from trainer.data.tokenize import PromptEncoder, TaskData, render_task, tokenize_task
 from trainer.distributed import World, host_name, join_world, leave_world, place_of_rank
 from trainer.engine.plain import PlainEngine
 from trainer.engine.protocol import Engine
 from trainer.engine.zero import ZeroEngine, partitioned_loading
-from trainer.evaluation.examples import build_examples
-from trainer.evaluation.measure import Measurement, measure
-from trainer.evaluation.suite import evaluation_tasks
+from trainer.evaluation.measure import measure
 from trainer.journal import Journal
 from trainer.loop import StepResult, train
 from trainer.metrics import Metrics
-from trainer.model import base_weights, count_parameters, load_model, load_tokenizer, load_weights
+from trainer.model import base_weights, count_parameters, load_model, load_weights
 from trainer.outcome import write_outcome
 from trainer.provenance import write_run_report
+from trainer.run_data import RunData, read_data
 from trainer.seeding import seed_everything
 from trainer.signals import StopRequest
 
 
 class StoppedEarly(Exception):
     """All ranks agreed to stop; a complete checkpoint is there."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunData:
-    """Everything read from files."""
-
-    tasks: list[TaskData]
-    mixture: Mixture
-    measurement: Measurement
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -95,7 +80,7 @@ def run(plan: Plan, folder: RunFolder, *, resume: bool, stop: StopRequest, scree
     step = check_checkpoint(checkpoint, plan=plan) if checkpoint else 0
     engine = build_engine(plan, world, checkpoint, screen)
     metrics = Metrics(folder, first_step=step) if world.is_main else None
-    journal = Journal(plan, screen, metrics, first_step=step, mixture_counts=data.mixture.counts())
+    journal = Journal(plan, screen, metrics, first_step=step, mixture=data.mixture)
 
     def check_stop() -> None:
         if world.any(stop.requested):
@@ -171,48 +156,6 @@ def train_all(
     if result is not None and result.stop and result.step < training.num_steps:
         raise StoppedEarly
     return training.num_steps
-
-
-def read_data(plan: Plan, screen: Screen) -> RunData:
-    """Read, render and encode training and held-out examples; the same on every rank.
-
-    Raises:
-        InputError: a file, a line, a column or a length is wrong.
-    """
-    config = plan.config
-    encoder = PromptEncoder(load_tokenizer(plan.model_folder), labels=config.labels)
-    tasks = []
-    for name, section in config.data.tasks.items():
-        template = TaskTemplate(task=name, prompt=section.prompt, response=section.response)
-        task = tokenize_task(
-            name,
-            render_task(section.train, template),
-            encoder=encoder,
-            chat_template=config.data.chat_template,
-            sequence_length_tokens=config.data.sequence_length_tokens,
-            on_overlength=config.data.on_overlength,
-        )
-        dropped = f", {task.num_dropped_overlength} over-long dropped" if task.num_dropped_overlength else ""
-        screen.say(f"task {name}: {len(task):,} training examples{dropped}")
-        tasks.append(task)
-    mixture = Mixture(
-        sizes=[len(task) for task in tasks],
-        weights=[section.weight for section in config.data.tasks.values()],
-        length=config.training.num_steps * config.training.examples_per_step,
-        seed=config.run.seed,
-    )
-    evaluations = evaluation_tasks(config, variables={"RETAIN_CACHE": plan.cache_folder})
-    context = config.data.sequence_length_tokens
-    limit = config.evaluation.max_examples_per_task
-    data = [build_examples(task, encoder=encoder, context_tokens=context, max_examples=limit) for task in evaluations]
-    for evaluation, chosen in zip(evaluations, data, strict=True):
-        if chosen.num_dropped_overlength:
-            screen.say(
-                f"{evaluation.name}: {chosen.num_dropped_overlength} examples do not fit {context} tokens: left out"
-            )
-        if len(chosen.examples) < 2:
-            raise DataError(f"{evaluation.spec.data}: one example of {evaluation.name}: wanted at least 2 to compare.")
-    return RunData(tasks, mixture, Measurement(evaluations, data, encoder, plan.evaluation_examples_per_batch))
 
 
 def newest_checkpoint(folder: RunFolder) -> Path | None:

@@ -23,8 +23,9 @@ def model_folder() -> Path:
 
 @pytest.fixture
 def config(tmp_path: Path, model_folder: Path) -> Path:
-    for name in ("train.jsonl", "heldout.jsonl"):
-        (tmp_path / name).write_text(json.dumps(ROW) + "\n", encoding="utf-8")
+    (tmp_path / "train.jsonl").write_text(json.dumps(ROW) + "\n", encoding="utf-8")
+    heldout = [{"text": "a dull play", "label": "negative"}, {"text": "one long night", "label": "negative"}]
+    (tmp_path / "heldout.jsonl").write_text("".join(json.dumps(row) + "\n" for row in heldout), encoding="utf-8")
     path = tmp_path / "config.yaml"
     path.write_text(
         f"""run: {{folder: {tmp_path}/run}}

@@ -204,7 +204,7 @@ def _smaller(path: Path) -> list[str]:
     config = load_config(path, variables={"RETAIN_CACHE": "${RETAIN_CACHE}"})
     tasks = config.data.tasks.items()
     overrides = [f"data.tasks.{name}.train={task.heldout}" for name, task in tasks]  # 400 examples, not 10,000
-    overrides += ["freeze.first_layers=1"] if config.freeze else []
+    overrides += ["data.leakage=off", *(["freeze.first_layers=1"] if config.freeze else [])]
     return overrides + (["lora.dropout=0"] if config.lora else [])  # its masks differ between layouts
 
 

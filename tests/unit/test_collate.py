@@ -40,7 +40,7 @@ TASKS = [
     task_of("a", first_id=1, lengths=[3, 11, 5, 8, 8, 2, 17]),
     task_of("b", first_id=1001, lengths=[4, 4, 9, 30, 6]),
 ]
-MIXTURE = Mixture(sizes=[7, 5], weights=[2.0, 1.0], length=NUM_STEPS * EXAMPLES_PER_STEP, seed=17)
+MIXTURE = Mixture(sizes=[7, 5], shares=[2 / 3, 1 / 3], length=NUM_STEPS * EXAMPLES_PER_STEP, seed=17)
 
 
 def batches_of(rank: int, *, world_size: int, size: int) -> StepBatches:

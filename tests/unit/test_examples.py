@@ -105,14 +105,14 @@ def test_new_rows_leave_the_order_of_the_old_ones(tmp_path: Path) -> None:
 
 def test_an_id_that_comes_twice_is_refused_with_both_lines(tmp_path: Path) -> None:
     rows = [*numbered(3), {"id": "row-1", "q": "x", "a": "y"}]
-    assert refused(tmp_path, rows) == "rows.jsonl:4: id 'row-1' is also on line 2."
+    assert refused(tmp_path, rows) == "rows.jsonl:4: id 'row-1' is also at rows.jsonl:2."
     # A number and its digits are one id once they are written down.
     twice = [{"id": 7, "q": "x", "a": "y"}, {"id": "7", "q": "x", "a": "y"}]
-    assert refused(tmp_path, twice) == "rows.jsonl:2: id '7' is also on line 1."
+    assert refused(tmp_path, twice) == "rows.jsonl:2: id '7' is also at rows.jsonl:1."
 
 
 def test_a_repeated_id_is_refused_even_where_it_would_not_be_chosen(tmp_path: Path) -> None:
-    assert "is also on line" in refused(tmp_path, numbered(30) + numbered(30), max_examples=1)
+    assert "is also at" in refused(tmp_path, numbered(30) + numbered(30), max_examples=1)
 
 
 def test_a_missing_column_is_told_with_its_line(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from trainer.config.errors import ConfigError
-from trainer.config.schema import RunConfig, Section, Strategy
+from trainer.config.schema import RunConfig, Strategy
+from trainer.config.sections import Section
 
 Device = Literal["cpu", "cuda"]
 

@@ -7,7 +7,10 @@ one section stand in that section; rules across sections stand in RunConfig.
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
+
+from trainer.config.data_schema import DataSection
+from trainer.config.sections import PositiveInt, Section, Share
 
 
 def _compiles(pattern: str) -> str:
@@ -24,19 +27,8 @@ Precision = Literal["fp32", "bf16", "fp16"]
 Objective = Literal["causal_lm", "classification"]
 Quantisation = Literal["none", "int8", "int4"]
 Offload = Literal["none", "optimizer", "optimizer_and_parameters"]
-PositiveInt = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 Pattern = Annotated[str, AfterValidator(_compiles)]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
-
-
-class Section(BaseModel):
-    """Base of all sections: frozen, no unknown keys, no silent conversion of types."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
 
 
 class RunSection(Section):
@@ -111,72 +103,6 @@ class ClassificationSection(Section):
         if len(set(self.labels)) < len(self.labels) or any(not label.strip() for label in self.labels):
             raise ValueError(f"labels {list(self.labels)} must be different and not empty")
         return self
-
-
-class ScoreSection(Section):
-    """How the held-out answers of a task are scored, beside their loss."""
-
-    kind: Literal["choice", "generate"]
-    """choice: the label with the highest log-likelihood answers. generate: greedy decoding, then `scorer`."""
-
-    choices: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    """The labels to choose from; white space before the response goes before each of them (kind: choice)."""
-
-    scorer: Literal["exact_match", "chrf"] = "exact_match"
-    """exact_match: equal after trimming, 0 or 1. chrf: chrF2 of sacrebleu per sentence, 0 to 1 (kind: generate)."""
-
-    max_new_tokens: PositiveInt = 48
-    """Longest generated answer, in tokens (kind: generate)."""
-
-    @model_validator(mode="after")
-    def _choices_fit_kind(self) -> Self:
-        if self.kind == "choice" and len(set(self.choices)) < 2:
-            raise ValueError("kind: choice needs at least two different `choices`")
-        if self.kind == "generate" and self.choices:
-            raise ValueError("`choices` belongs to kind: choice; remove it or change the kind")
-        return self
-
-
-class TaskSection(Section):
-    """One task of the mixture: its files, its instruction and its share."""
-
-    train: str
-    """JSONL file with training examples, one object a line."""
-
-    heldout: str
-    """JSONL file with examples never trained on: measured before step 0 and after training."""
-
-    prompt: str
-    """Jinja template of the instruction, over the columns of a line. Not trained on."""
-
-    response: str
-    """Jinja template of the answer. Its tokens, and the end-of-text token after it, carry the loss.
-    Under `objective: classification` it is the label."""
-
-    weight: Annotated[float, Field(gt=0)] = 1.0
-    """Share of the examples relative to the other tasks' weights."""
-
-    score: ScoreSection | None = None
-    """Task score on held-out examples. Without it, only the loss is measured."""
-
-
-class DataSection(Section):
-    """What the model is trained on."""
-
-    sequence_length_tokens: Annotated[int, Field(ge=8)]
-    """Longest example, prompt and response together, in tokens. At most the model's context."""
-
-    on_overlength: Literal["error", "drop"] = "error"
-    """An example that is too long: stop, or leave it out (counted and told). Never cut in silence."""
-
-    chat_template: bool = False
-    """Wrap each prompt in the tokenizer's chat template, as one user turn. An error where it has none."""
-
-    padding: Literal["batch", "sequence_length"] = "batch"
-    """Fill rows up to the longest of their micro-batch, or always to `sequence_length_tokens` (equal shapes)."""
-
-    tasks: Annotated[dict[Name, TaskSection], Field(min_length=1)]
-    """The mixture, by task name."""
 
 
 class TrainingSection(Section):

@@ -4,14 +4,16 @@ Templates are Jinja, sandboxed, and strict: a column that a row lacks is an erro
 """
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jinja2
 import jinja2.meta
+import jinja2.nodes
 import jinja2.sandbox
 
+from trainer.config.data_schema import TemplateSection
 from trainer.config.errors import DataError
 
 
@@ -22,6 +24,13 @@ class Rendered:
     example_id: str
     prompt: str
     response: str
+    bare_prompt: str = ""
+    """The prompt without the words that its template brings: what tells one example's question from another's."""
+
+    @property
+    def content(self) -> str:
+        """What is compared to tell one example from another: the bare prompt and the response."""
+        return f"{self.bare_prompt}\n{self.response}"
 
 
 class TaskTemplate:
@@ -40,6 +49,10 @@ class TaskTemplate:
                 self._templates[field] = environment.from_string(source)
             except jinja2.TemplateSyntaxError as error:
                 raise DataError(f"data.tasks.{task}.{field}: not a Jinja template: {error.message}.") from None
+        bare = environment.parse(prompt)
+        for words in bare.find_all(jinja2.nodes.TemplateData):
+            words.data = " "
+        self._bare_prompt = environment.from_string(bare)
 
     def render(self, row: Mapping[str, Any], *, where: str) -> Rendered:
         """Fill both templates from one row.
@@ -52,7 +65,7 @@ class TaskTemplate:
             raise DataError(
                 f"{where}: the response of task {self.task} is empty: nothing to learn from. Remove the row."
             )
-        return Rendered(_example_id(row, texts), texts["prompt"], texts["response"])
+        return Rendered(_example_id(row, texts), texts["prompt"], texts["response"], self._bare_prompt.render(row))
 
     def _fill(self, field: str, row: Mapping[str, Any], *, where: str) -> str:
         try:
@@ -68,10 +81,31 @@ class TaskTemplate:
             raise DataError(f"{where}: data.tasks.{self.task}.{field} cannot be rendered: {error}.") from None
 
 
+class TaskTemplates:
+    """The templates of one task. Which one an example gets follows from its id, in every run and on every rank."""
+
+    def __init__(self, task: str, templates: Sequence[TemplateSection]) -> None:
+        self._templates = [TaskTemplate(task=task, prompt=t.prompt, response=t.response) for t in templates]
+
+    def render(self, row: Mapping[str, Any], *, where: str) -> Rendered:
+        """Fill the example's template. Its id and content are those of the first one.
+
+        Raises:
+            DataError: see `TaskTemplate.render`.
+        """
+        first = self._templates[0].render(row, where=where)
+        digest = hashlib.sha256(f"template {first.example_id}".encode()).digest()
+        number = int.from_bytes(digest[:8], "big") % len(self._templates)
+        if number == 0:
+            return first
+        chosen = self._templates[number].render(row, where=where)
+        return replace(first, prompt=chosen.prompt, response=chosen.response)
+
+
 def _refuse_null(value: Any) -> Any:
     """Called by Jinja on each value before it becomes text; without it, null would be taught as the word None."""
-    if value is None:
-        raise ValueError("a column that it shows is null")
+    if value is None or isinstance(value, bytes):
+        raise ValueError(f"a column that it shows is {'null' if value is None else 'bytes, not text'}")
     return value
 
 

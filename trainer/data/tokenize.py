@@ -4,16 +4,18 @@ Prompt and response are tokenised apart and joined as ids, so that training and
 generation cut the text at the same place. The end-of-text token is trained.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import datasets
+import numpy as np
+import pyarrow.compute as pc
 from transformers import PreTrainedTokenizerBase
 
 from trainer.config.errors import DataError
-from trainer.data.sources import as_dataset, read_jsonl
-from trainer.data.templates import Rendered, TaskTemplate
+from trainer.data.sources import as_dataset
+from trainer.data.templates import Rendered
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,8 @@ class TaskData:
     name: str
     table: datasets.Dataset
     num_dropped_overlength: int
+    num_bad: int = 0
+    """Examples that could not be read or put into words, and were skipped."""
 
     def __len__(self) -> int:
         return len(self.table)
@@ -40,6 +44,10 @@ class TaskData:
     def __getitem__(self, index: int) -> TokenizedExample:
         row = self.table[index]
         return TokenizedExample(row["input_ids"], row["num_target_tokens"], row["label"])
+
+    def example_tokens(self) -> np.ndarray:
+        """Length of each example in tokens."""
+        return np.asarray(pc.list_value_length(self.table.data.column("input_ids")), dtype=np.int64)
 
 
 class PromptEncoder:
@@ -121,18 +129,9 @@ def _start_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [bos] if bos is not None and tokenizer.encode("a")[:1] == [bos] else []
 
 
-def render_task(path: str, template: TaskTemplate) -> list[Rendered]:
-    """Read and render one file of a task.
-
-    Raises:
-        DataError: see `read_jsonl` and `TaskTemplate.render`.
-    """
-    return [template.render(row, where=f"{path}:{line}") for line, row in read_jsonl(path).items()]
-
-
 def tokenize_task(
     name: str,
-    rendered: list[Rendered],
+    rendered: Iterable[Rendered],
     *,
     encoder: PromptEncoder,
     chat_template: bool,
@@ -161,7 +160,6 @@ def tokenize_task(
             continue
         rows.append(asdict(encoded))
     if not rows:
-        raise DataError(
-            f"data.tasks.{name}: empty data set: all {overlength} examples are over-long. Raise the length."
-        )
+        why = f"all {overlength} examples are over-long. Raise the length." if overlength else "no example to train on."
+        raise DataError(f"data.tasks.{name}: empty data set: {why}")
     return TaskData(name, as_dataset(rows), overlength)

@@ -2,12 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+from trainer.config.data_schema import describe
 from trainer.config.errors import DataError
-from trainer.data.sources import read_jsonl
+from trainer.data.examples import task_examples
+from trainer.data.sources import BadExamples, Row, read_rows
 from trainer.data.templates import Rendered, TaskTemplate
 from trainer.data.tokenize import PromptEncoder
 from trainer.evaluation.suite import EvaluationTask, SuiteTask
@@ -34,45 +36,70 @@ class EvaluationExample:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationData:
-    """The chosen examples of a task, and how many did not fit the model's context."""
+    """The chosen examples of a task, and how many did not fit the model's context or were bad."""
 
     examples: list[EvaluationExample]
     num_dropped_overlength: int
+    num_bad: int = 0
+    sources: Sequence[Rendered] = ()
+    """The chosen examples as texts, in the same order: what must not be trained on."""
 
 
 def build_examples(
-    task: EvaluationTask, *, encoder: PromptEncoder, context_tokens: int, max_examples: int
+    task: EvaluationTask,
+    *,
+    encoder: PromptEncoder,
+    context_tokens: int,
+    max_examples: int,
+    on_bad_example: Literal["error", "skip"] = "error",
 ) -> EvaluationData:
     """Read, render, choose and encode the examples of a task.
 
     Raises:
-        DataError: a malformed line, a missing column, two examples with one id, or none that fits.
+        DataError: malformed examples, two examples with one id, or none that fits.
     """
     spec = task.spec
-    template = TaskTemplate(task=task.capability, prompt=spec.prompt, response=spec.response)
-    rows = read_jsonl(spec.data)
-    rendered = {line: template.render(row, where=f"{spec.data}:{line}") for line, row in rows.items()}
-    _refuse_repeated_ids(rendered, path=spec.data)
-    encoded = [
-        _encode(spec, example, row=rows[line], encoder=encoder, where=f"{spec.data}:{line}")
-        for line, example in sorted(rendered.items(), key=lambda item: _hash(item[1].example_id))
-    ]
-    fitting = [example for example in encoded if _length(example, spec) <= context_tokens]
+    bad = BadExamples(on_bad_example)
+    rendered = list(_rendered(task, bad))
+    _refuse_repeated_ids(rendered)
+    encoded = []
+    for row, example in sorted(rendered, key=lambda pair: _hash(pair[1].example_id)):
+        try:
+            encoded.append((_encode(spec, example, row=row.values, encoder=encoder, where=row.where), example))
+        except DataError as error:
+            bad.add(str(error))
+    num_bad = bad.finish(f"{task.name}: held-out examples")
+    fitting = [pair for pair in encoded if _length(pair[0], spec) <= context_tokens]
     if not fitting:
-        raise DataError(f"{spec.data}: no example of {task.name} fits the model's {context_tokens} tokens.")
-    return EvaluationData(fitting[:max_examples], len(encoded) - len(fitting))
+        raise DataError(f"{describe(spec.data)}: no example of {task.name} fits the model's {context_tokens} tokens.")
+    examples, sources = zip(*fitting[:max_examples], strict=True)
+    return EvaluationData(list(examples), len(encoded) - len(fitting), num_bad, sources)
+
+
+def _rendered(task: EvaluationTask, bad: BadExamples) -> Iterator[tuple[Row, Rendered]]:
+    if task.trained is not None:
+        yield from task_examples(task.capability, task.trained, part="heldout", bad=bad)
+        return
+    template = TaskTemplate(task=task.capability, prompt=task.spec.prompt, response=task.spec.response)
+    for row in read_rows(task.spec.data, columns={}, bad=bad):
+        try:
+            rendered = template.render(row.values, where=row.where)
+        except DataError as error:
+            bad.add(str(error))
+        else:
+            yield row, rendered
 
 
 def _hash(example_id: str) -> str:
     return hashlib.sha256(example_id.encode()).hexdigest()
 
 
-def _refuse_repeated_ids(rendered: Mapping[int, Rendered], *, path: str) -> None:
-    seen: dict[str, int] = {}
-    for line, example in rendered.items():
+def _refuse_repeated_ids(rendered: Iterable[tuple[Row, Rendered]]) -> None:
+    seen: dict[str, str] = {}
+    for row, example in rendered:
         if example.example_id in seen:
-            raise DataError(f"{path}:{line}: id {example.example_id!r} is also on line {seen[example.example_id]}.")
-        seen[example.example_id] = line
+            raise DataError(f"{row.where}: id {example.example_id!r} is also at {seen[example.example_id]}.")
+        seen[example.example_id] = row.where
 
 
 def _encode(

@@ -5,13 +5,15 @@ A suite file is YAML: `tasks:` maps names to the fields of SuiteTask. No data is
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from trainer.config.data_schema import DataSection, Source, TaskSection
 from trainer.config.errors import ConfigError
 from trainer.config.load import load_as
-from trainer.config.schema import DataSection, Name, PositiveInt, RunConfig, ScoreSection, Section, TaskSection
+from trainer.config.schema import RunConfig
+from trainer.config.sections import Name, PositiveInt, Section
 from trainer.evaluation.forgetting import Group, TaskDescription
 
 
@@ -22,8 +24,8 @@ class SuiteTask(Section):
     """text: loss of the response. choice: pick among candidates by log-likelihood. generate: answer freely.
     classify: the label of a classification head (objective: classification)."""
 
-    data: str
-    """JSONL file of examples; "id" is used where there is one."""
+    data: Source
+    """Examples, in any of the forms of a task's `train`; "id" is used where there is one."""
 
     prompt: str = ""
     """Jinja template of what the model is given; may be empty for kind text."""
@@ -79,6 +81,9 @@ class EvaluationTask(Section):
     spec: SuiteTask
     labels: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Classes of the head that is measured; none for a language model."""
+
+    trained: TaskSection | None = None
+    """The task of the mixture whose held-out part is measured; None for a base ability."""
 
     @property
     def scorer(self) -> str:
@@ -142,38 +147,30 @@ def evaluation_tasks(config: RunConfig, *, variables: Mapping[str, str]) -> list
 
 
 def _of_trained_task(name: str, task: TaskSection, config: RunConfig) -> list[EvaluationTask]:
-    data = config.data
-    loss = SuiteTask(
-        kind="text",
-        data=task.heldout,
-        prompt=task.prompt,
-        response=task.response,
-        chat_template=data.chat_template,
-        end_of_text=not config.labels,
-    )
-    specs = {"loss": loss}
+    specs = {"loss": _spec(task, config.data, kind="text", end_of_text=not config.labels)}
     if config.labels:
-        specs |= {"label": SuiteTask(kind="classify", data=task.heldout, prompt=task.prompt, response=task.response)}
-    if task.score is not None:
-        specs |= {_score_name(task.score): _score_spec(task, task.score, data)}
+        specs["label"] = _spec(task, config.data, kind="classify")
+    if (score := task.score) is not None:
+        settings = {"scorer": score.scorer, "max_new_tokens": score.max_new_tokens, "choices": score.choices}
+        specs["accuracy" if score.kind == "choice" else score.scorer] = _spec(
+            task, config.data, kind=score.kind, **settings
+        )
     return [
-        EvaluationTask(name=f"{name}-{measure}", capability=name, group="trained", spec=spec, labels=config.labels)
+        EvaluationTask(
+            name=f"{name}-{measure}", capability=name, group="trained", spec=spec, labels=config.labels, trained=task
+        )
         for measure, spec in specs.items()
     ]
 
 
-def _score_name(score: ScoreSection) -> str:
-    return "accuracy" if score.kind == "choice" else score.scorer
-
-
-def _score_spec(task: TaskSection, score: ScoreSection, data: DataSection) -> SuiteTask:
+def _spec(task: TaskSection, data: DataSection, *, kind: str, **settings: Any) -> SuiteTask:
+    """How the held-out part of a task is measured. Its source and its templates are the task's own."""
+    template = task.all_templates[0]
     return SuiteTask(
-        kind=score.kind,
-        data=task.heldout,
-        prompt=task.prompt,
-        response=task.response,
+        kind=kind,  # type: ignore[arg-type]  # one of the words above
+        data=task.heldout or task.train,
+        prompt=template.prompt,
+        response=template.response,
         chat_template=data.chat_template,
-        choices=score.choices,
-        scorer=score.scorer,
-        max_new_tokens=score.max_new_tokens,
+        **settings,
     )

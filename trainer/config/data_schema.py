@@ -1,0 +1,194 @@
+"""What a user can ask of the data: sources, formats, templates, the mixture over tasks and over time."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from trainer.config.sections import Name, PositiveInt, Section
+
+Format = Literal["templates", "instruction", "completion", "text", "labelled", "ner", "translation"]
+
+
+class HubSource(Section):
+    """A data set of the Hugging Face hub."""
+
+    hub: str
+    """Name, such as `Abirate/english_quotes`. Read from the local cache where the machine is offline."""
+
+    subset: str | None = None
+    """Configuration of the data set, where it has several."""
+
+    split: str = "train"
+    """Part of the data set."""
+
+    revision: str | None = None
+    """Commit or tag; without it, whatever the cache or the hub names as newest."""
+
+
+Source = str | Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | HubSource
+"""A file, a folder, a pattern such as data/*.jsonl.gz, several of them, or a hub data set."""
+
+
+def describe(source: Source) -> str:
+    """The source in one line, for messages."""
+    if isinstance(source, HubSource):
+        return f"hub {source.hub} {source.split}"
+    return source if isinstance(source, str) else ", ".join(source)
+
+
+class TemplateSection(Section):
+    """One way to put an example into words."""
+
+    prompt: str = ""
+    """Jinja template of what the model is given, over the columns of an example. Not trained on."""
+
+    response: str
+    """Jinja template of the answer. Its tokens, and the end-of-text token after it, carry the loss.
+    Under `objective: classification` it is the label."""
+
+
+FORMATS: dict[Format, TemplateSection] = {
+    "instruction": TemplateSection(
+        prompt="{{ instruction }}{% if input is defined and input %}\n{{ input }}{% endif %}\n", response="{{ output }}"
+    ),
+    "completion": TemplateSection(prompt="{{ prompt }}", response="{{ completion }}"),
+    "text": TemplateSection(response="{{ text }}"),
+    "labelled": TemplateSection(prompt="{{ text }}\nLabel:", response=" {{ label }}"),
+    "ner": TemplateSection(prompt="List the named entities.\n{{ text }}\nEntities:", response=" {{ entities }}"),
+    "translation": TemplateSection(
+        prompt="Translate into {{ language }}.\n{{ source }}\nTranslation:", response=" {{ target }}"
+    ),
+}
+"""The templates of the named formats, over the columns that the field uses for them."""
+
+
+class ScoreSection(Section):
+    """How the held-out answers of a task are scored, beside their loss."""
+
+    kind: Literal["choice", "generate"]
+    """choice: the label with the highest log-likelihood answers. generate: greedy decoding, then `scorer`."""
+
+    choices: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """The labels to choose from; white space before the response goes before each of them (kind: choice)."""
+
+    scorer: Literal["exact_match", "chrf"] = "exact_match"
+    """exact_match: equal after trimming, 0 or 1. chrf: chrF2 of sacrebleu per sentence, 0 to 1 (kind: generate)."""
+
+    max_new_tokens: PositiveInt = 48
+    """Longest generated answer, in tokens (kind: generate)."""
+
+    @model_validator(mode="after")
+    def _choices_fit_kind(self) -> Self:
+        if self.kind == "choice" and len(set(self.choices)) < 2:
+            raise ValueError("kind: choice needs at least two different `choices`")
+        if self.kind == "generate" and self.choices:
+            raise ValueError("`choices` belongs to kind: choice; remove it or change the kind")
+        return self
+
+
+class TaskSection(Section):
+    """One task of the mixture: its sources, how its examples are put into words, and its share."""
+
+    train: Source
+    """Training examples: JSONL, JSON, CSV, Parquet or plain text (a paragraph an example), also gzipped."""
+
+    heldout: Source | None = None
+    """Examples never trained on: measured before step 0 and after training. Without it, `heldout_share` of `train`."""
+
+    heldout_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
+    """Share of `train` that is held out where there is no `heldout`, chosen by the hash of each example's question."""
+
+    columns: Annotated[dict[str, str], Field(default_factory=dict)]
+    """Names that templates use: columns of the source that hold them, where they differ."""
+
+    format: Format = "templates"
+    """Named templates for the usual shapes of data, or `templates`: those given here."""
+
+    prompt: str | None = None
+    """Jinja template of what the model is given, over the columns of an example. Not trained on."""
+
+    response: str | None = None
+    """Jinja template of the answer. Its tokens, and the end-of-text token after it, carry the loss.
+    Under `objective: classification` it is the label."""
+
+    templates: Annotated[tuple[TemplateSection, ...], Field(strict=False)] = ()
+    """Several ways to put an example into words, instead of one prompt and response. Which one an example gets follows
+    from its id: the same one in every run."""
+
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Share relative to the other tasks' weights (data.mixture.weights: explicit)."""
+
+    score: ScoreSection | None = None
+    """Task score on held-out examples. Without it, only the loss is measured."""
+
+    @model_validator(mode="after")
+    def _one_way_to_say_it(self) -> Self:
+        given = [name for name, text in (("prompt", self.prompt), ("response", self.response)) if text is not None]
+        if self.format != "templates" and (given or self.templates):
+            raise ValueError(f"format: {self.format} brings its own templates; remove it or {(*given, 'templates')[0]}")
+        if self.format == "templates" and self.templates and given:
+            raise ValueError(f"`templates` and `{given[0]}` are both given; keep one of them")
+        if self.format == "templates" and not self.templates and self.response is None:
+            raise ValueError("needs a `response` (and usually a `prompt`), or `templates`, or a named `format`")
+        return self
+
+    @property
+    def all_templates(self) -> tuple[TemplateSection, ...]:
+        """The templates in force."""
+        if self.format != "templates":
+            return (FORMATS[self.format],)
+        return self.templates or (TemplateSection(prompt=self.prompt or "", response=self.response or ""),)
+
+
+class MixtureSection(Section):
+    """How often each task is drawn. At every point of the run the realised share differs by at most one example (unit:
+    examples), or by at most the longest example (unit: tokens)."""
+
+    unit: Literal["examples", "tokens"] = "examples"
+    """What shares are shares of. tokens: a task with long examples is drawn less often."""
+
+    weights: Literal["explicit", "proportional"] = "explicit"
+    """explicit: the tasks' `weight`. proportional: their size in `unit`, after `cap` and `temperature`."""
+
+    cap: PositiveInt | None = None
+    """Size at which a task counts at most (proportional; K of Raffel et al. 2020, arXiv 1910.10683, section 3.5.2)."""
+
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Sizes are raised to 1 / temperature (proportional): 1 keeps them, large values make tasks equal."""
+
+    @model_validator(mode="after")
+    def _sizes_matter(self) -> Self:
+        if self.weights == "explicit" and (self.cap is not None or self.temperature != 1.0):
+            raise ValueError("`cap` and `temperature` belong to weights: proportional; remove them or set it")
+        return self
+
+
+class DataSection(Section):
+    """What the model is trained on."""
+
+    sequence_length_tokens: Annotated[int, Field(ge=8)]
+    """Longest example, prompt and response together, in tokens. At most the model's context."""
+
+    on_overlength: Literal["error", "drop"] = "error"
+    """An example that is too long: stop, or leave it out (counted and told). Never cut in silence."""
+
+    on_bad_example: Literal["error", "skip"] = "error"
+    """An example that cannot be read or put into words: stop and name them, or leave them out (counted and told)."""
+
+    leakage: Literal["error", "warn", "off"] = "error"
+    """A held-out example that is also, word for word or nearly, trained on: stop, tell, or do not look."""
+
+    near_duplicate_similarity: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8
+    """Share of common word 5-grams (Jaccard) from which two texts count as nearly the same."""
+
+    chat_template: bool = False
+    """Wrap each prompt in the tokenizer's chat template, as one user turn. An error where it has none."""
+
+    padding: Literal["batch", "sequence_length"] = "batch"
+    """Fill rows up to the longest of their micro-batch, or always to `sequence_length_tokens` (equal shapes)."""
+
+    mixture: MixtureSection = MixtureSection()
+    """How often each task is drawn."""
+
+    tasks: Annotated[dict[Name, TaskSection], Field(min_length=1)]
+    """The tasks, by name."""
