@@ -1,6 +1,7 @@
 """The command `retain`. Each command is a few lines: load, decide, execute, show."""
 
 import json
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -15,7 +16,7 @@ from launch.local import execute, run_module
 from launch.machine import this_machine
 from launch.plan import make_plan
 from launch.show import plan_text, print_report
-from trainer.config.errors import EXIT_INPUT, EXIT_INTERRUPTED, OWN_LINE, InputError
+from trainer.config.errors import EXIT_CRASH, EXIT_INPUT, EXIT_INTERRUPTED, OWN_LINE, InputError
 from trainer.config.load import load_config
 from trainer.config.plan import Plan, read_plan
 from trainer.config.run_folder import RunFolder
@@ -127,10 +128,13 @@ def data(
 ) -> None:
     """Show what the model will really see: tasks, lengths, the mixture over time, examples. Trains nothing."""
     value = _plan(config, overrides)
-    with tempfile.TemporaryDirectory() as folder:
-        RunFolder(Path(folder)).plan.write_text(value.to_json(), encoding="utf-8")
-        argv = module_argv("trainer.inspection", folder, "--examples", str(examples))
-        raise typer.Exit(run_module(argv, value.environment, complain=_complain))
+    folder = Path(tempfile.mkdtemp(prefix="retain-data-"))
+    RunFolder(folder).plan.write_text(value.to_json(), encoding="utf-8")
+    argv = module_argv("trainer.inspection", str(folder), "--examples", str(examples))
+    code = run_module(argv, value.environment, complain=_complain)
+    if code != EXIT_CRASH:  # its message names the log in there
+        shutil.rmtree(folder)
+    raise typer.Exit(code)
 
 
 @app.command()

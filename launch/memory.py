@@ -10,16 +10,14 @@ from collections.abc import Iterable
 
 from launch.activations import activation_bytes, logit_bytes
 from launch.model_facts import ModelFacts
-from launch.parameters import HEADS, Parameters, is_transposed, read_parameters
+from launch.parameters import Parameters, is_transposed, read_parameters
 from trainer.config.deepspeed import BUCKET_ELEMENTS, MAX_LIVE_PARAMETERS
+from trainer.config.module_names import HEADS
 from trainer.config.plan import Device, MemoryEstimate
-from trainer.config.schema import Offload, Precision, Quantisation, RunConfig, Strategy
+from trainer.config.schema import SMALLEST_8BIT_ELEMENTS, Offload, Precision, Quantisation, RunConfig, Strategy
 
 LARGEST_EVALUATION_BATCH = 32
 EVALUATION_LOGIT_BYTES = 2 * 2**30
-
-SMALLEST_8BIT_ELEMENTS = 4096
-"""bitsandbytes keeps the moments of smaller tensors in fp32."""
 
 BLOCK_8BIT_ELEMENTS = 256
 """Elements of a moment that share a scale."""
@@ -189,3 +187,9 @@ def communication_bytes(
     if strategy != "zero3":
         return width * bucket * (2 if device == "cuda" else 1)
     return width * (bucket + max(largest, min(num_parameters, MAX_LIVE_PARAMETERS + BUCKET_ELEMENTS)))
+
+
+def readable_bytes(size: int) -> str:
+    """`1.50 GiB`, or MiB where it is less than one."""
+    unit, divisor = ("GiB", 2**30) if size >= 2**30 else ("MiB", 2**20)
+    return f"{size / divisor:,.2f} {unit}"

@@ -6,21 +6,15 @@ from dataclasses import dataclass
 from launch.model_facts import ModelFacts
 from trainer.config.errors import ConfigError
 from trainer.config.freezing import frozen_names
+from trainer.config.module_names import LABEL_HEADS, TOKEN_EMBEDDINGS
 from trainer.config.schema import LoraSection, RunConfig
 
 Shapes = dict[str, tuple[int, ...]]
 
-EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings")
-"""Modules of token embeddings, which a head may share."""
-
-HEADS = ("lm_head", "score", "classifier", "pre_classifier", "pooler")
-"""Modules that stay in fp32 over a quantised base."""
-
-_NO_LINEAR_LAYER = (*EMBEDDINGS, "wpe", "embed_positions", "embeddings", "lm_head", "score", "classifier")
+_NO_LINEAR_LAYER = (*TOKEN_EMBEDDINGS, "wpe", "embed_positions", "embeddings", "lm_head", "score", "classifier")
 """Matrices that `lora.targets: all-linear` leaves out: embeddings and the output heads that peft knows."""
 
 _LANGUAGE_HEADS = ("lm_head", "cls", "vocab_transform", "vocab_layer_norm", "vocab_projector", "qa_outputs")
-_LABEL_HEADS = ("score", "classifier", "pre_classifier")
 _PREFIXES = {
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "opt"), "model"),
     **dict.fromkeys(("roberta", "xlm-roberta", "camembert"), "roberta"),
@@ -89,14 +83,14 @@ def read_parameters(config: RunConfig, facts: ModelFacts) -> Parameters:
 
 def _loaded(facts: ModelFacts, *, labels: int) -> Shapes:
     """Stored weights that the model takes, under the names it gives them. Other heads stay in the file."""
-    left_out = _LANGUAGE_HEADS if labels else _LABEL_HEADS
+    left_out = _LANGUAGE_HEADS if labels else LABEL_HEADS
     prefix = _PREFIXES.get(facts.model_type)
     shapes: Shapes = {}
     for name, shape in facts.shapes.items():
         first = name.split(".")[0]
         if first in left_out:
             continue
-        known = prefix is None or first in (prefix, *_LANGUAGE_HEADS, *_LABEL_HEADS)
+        known = prefix is None or first in (prefix, *_LANGUAGE_HEADS, *LABEL_HEADS)
         shapes[name if known else f"{prefix}.{name}"] = shape
     if labels and prefix == "roberta":
         shapes = {name: shape for name, shape in shapes.items() if not name.startswith("roberta.pooler.")}
@@ -143,12 +137,12 @@ def _tied_head(facts: ModelFacts, base: Shapes) -> Shapes:
 
 
 def _embeds(name: str) -> bool:
-    return name.split(".")[-2] in EMBEDDINGS
+    return name.split(".")[-2] in TOKEN_EMBEDDINGS
 
 
 def _refuse_tied_targets(lora: LoraSection, *, is_tied: bool) -> None:
     """peft would merge two updates into the one weight that embeddings and head share, and the model would be wrong."""
-    shared = [name for name in lora.targets if name.split(".")[-1] in (*EMBEDDINGS, "lm_head")]
+    shared = [name for name in lora.targets if name.split(".")[-1] in (*TOKEN_EMBEDDINGS, "lm_head")]
     if is_tied and lora.targets != "all-linear" and shared:
         raise ConfigError(
             f"lora.targets: found {shared[0]!r}, but the model's embeddings and output head share their weights, and "

@@ -5,6 +5,7 @@ import shlex
 from rich.console import Console
 from rich.table import Table
 
+from launch.memory import readable_bytes
 from trainer.config.plan import MemoryEstimate, Plan
 from trainer.evaluation.report import TABLE_COLUMNS, ForgettingReport, table_rows
 
@@ -59,12 +60,7 @@ def memory_rows(memory: MemoryEstimate) -> list[tuple[str, str]]:
         *((("in main memory", memory.offloaded_bytes),) if memory.offloaded_bytes else ()),
     ]
     unknown = f"unknown (model_type {memory.model_type or 'not given'})"
-    return [(label, unknown if size is None else _readable_bytes(size)) for label, size in rows]
-
-
-def _readable_bytes(size: int) -> str:
-    unit, divisor = ("GiB", 2**30) if size >= 2**30 else ("MiB", 2**20)
-    return f"{size / divisor:,.2f} {unit}"
+    return [(label, unknown if size is None else readable_bytes(size)) for label, size in rows]
 
 
 def print_report(report: ForgettingReport) -> None:

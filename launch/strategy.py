@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from launch.compatibility import Combination, refusal
 from launch.machine import Machine
-from launch.memory import estimate_memory, examples_per_evaluation_batch
+from launch.memory import estimate_memory, examples_per_evaluation_batch, readable_bytes
 from launch.model_facts import ModelFacts
 from trainer.config.errors import ConfigError
 from trainer.config.plan import Decision, Device, MemoryEstimate
@@ -61,10 +61,15 @@ def choose_layout(config: RunConfig, *, machine: Machine, facts: ModelFacts) -> 
     world_size = _choose_world_size(config, machine, device, decisions)
     _check_batch(config, world_size)
     budget = _budget_bytes(config, machine, device, world_size)
-    candidates = list(_candidates(config, facts, device=device, world_size=world_size))
-    chosen = next((candidate for candidate in candidates if candidate.memory.total_bytes <= budget), None)
+    tried: list[_Candidate] = []
+    chosen = None
+    for candidate in _candidates(config, facts, device=device, world_size=world_size):
+        tried.append(candidate)
+        if candidate.memory.total_bytes <= budget:
+            chosen = candidate
+            break
     if chosen is None:
-        config, chosen = _fall_back(config, facts, candidates, device, world_size, budget, decisions)
+        config, chosen = _fall_back(config, facts, tried, device, world_size, budget, decisions)
     decisions += _reasons(config, facts, chosen, world_size=world_size, budget=budget)
     return Layout(
         config=config,
@@ -157,9 +162,9 @@ def _fall_back(
     """
     least = min(tried, key=lambda candidate: candidate.memory.total_bytes)
     need = (
-        f"the smallest way needs {_gib(least.memory.total_bytes)} a rank ({least.strategy}, micro-batches of "
+        f"the smallest way needs {readable_bytes(least.memory.total_bytes)} a rank ({least.strategy}, micro-batches of "
         f"{least.microbatch}, activation checkpointing {'on' if least.checkpointing else 'off'}; model states "
-        f"{_gib(least.memory.model_state_bytes)}), and {_gib(budget)} may be used"
+        f"{readable_bytes(least.memory.model_state_bytes)}), and {readable_bytes(budget)} may be used"
     )
     smaller = (
         f"{config.model.path} does not fit: {need}. Use more devices, layout.offload, method=lora, or a shorter "
@@ -176,10 +181,11 @@ def _fall_back(
             "layout": config.layout.model_copy(update={"strategy": "single", "offload": "none"}),
         }
     )
-    fits = [c for c in _candidates(lighter, facts, device=device, world_size=1) if c.memory.total_bytes <= budget]
-    if not fits:
+    light = _candidates(lighter, facts, device=device, world_size=1)
+    fitting = next((candidate for candidate in light if candidate.memory.total_bytes <= budget), None)
+    if fitting is None:
         raise ConfigError(f"layout: {smaller} LoRA over an 8-bit base does not fit either.")
-    offer = f"LoRA over an 8-bit base needs {_gib(fits[0].memory.total_bytes)}"
+    offer = f"LoRA over an 8-bit base needs {readable_bytes(fitting.memory.total_bytes)}"
     if config.layout.on_oversize == "refuse":
         raise ConfigError(f"layout.on_oversize: refuse, and {smaller} Or set layout.on_oversize=fallback: {offer}.")
     reason = f"{need}; {offer} (layout.on_oversize: fallback)"
@@ -196,14 +202,15 @@ def _fall_back(
         Decision(field=key, asked=old, used=new, reason=why)
         for (key, old, new), why in zip(changed, reasons, strict=True)
     ]
-    return lighter, fits[0]
+    return lighter, fitting
 
 
 def _reasons(
     config: RunConfig, facts: ModelFacts, chosen: _Candidate, *, world_size: int, budget: int
 ) -> Iterator[Decision]:
     """A decision for everything that was left to Retain."""
-    fits = f"{_gib(chosen.memory.total_bytes)} a rank of {_gib(budget)} usable ({USABLE_MEMORY_SHARE:.0%} of a device)"
+    need, usable = readable_bytes(chosen.memory.total_bytes), readable_bytes(budget)
+    fits = f"{need} a rank of {usable} usable ({USABLE_MEMORY_SHARE:.0%} of a device)"
     if config.layout.strategy == "auto":
         yield Decision(field="layout.strategy", asked="auto", used=chosen.strategy, reason=f"the first to fit: {fits}")
     if config.training.examples_per_device == "auto":
@@ -220,12 +227,8 @@ def _reasons(
     if config.evaluation.examples_per_batch == "auto":
         used = str(examples_per_evaluation_batch(config, facts))
         needs = chosen.memory.evaluation_bytes
-        reason = "the model's geometry is not known" if needs is None else f"logits of at most {_gib(needs)}"
+        reason = "the model's geometry is not known" if needs is None else f"logits of at most {readable_bytes(needs)}"
         yield Decision(field="evaluation.examples_per_batch", asked="auto", used=used, reason=reason)
-
-
-def _gib(size: int) -> str:
-    return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / 2**20:.2f} MiB"
 
 
 def _budget_bytes(config: RunConfig, machine: Machine, device: Device, world_size: int) -> int:

@@ -21,7 +21,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
             "trainer.config.sections",
             "trainer.config.data_schema",
         ),
-        *("trainer.config.schema", "trainer.config.complaints"),
+        *("trainer.config.schema", "trainer.config.complaints", "trainer.config.module_names"),
         *("trainer.config.freezing", "trainer.config.load", "trainer.config.plan", "trainer.config.deepspeed"),
         *("trainer.schedule", "trainer.evaluation.statistics", "trainer.evaluation.macro_f1"),
         *("trainer.evaluation.records", "trainer.evaluation.forgetting"),

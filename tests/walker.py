@@ -16,7 +16,6 @@ from tests.faults import FAULTS
 from trainer.config.plan import Plan, read_plan
 from trainer.config.run_folder import RunFolder
 from trainer.console import Screen
-from trainer.data.collate import StepBatches
 from trainer.distributed import World, join_world, leave_world
 from trainer.evaluation.measure import measure
 from trainer.loop import StepResult, train
@@ -43,17 +42,6 @@ def walk(plan: Plan, world: World, screen: Screen, *, evaluate: bool) -> dict[st
         torch.cuda.reset_peak_memory_stats()
     data = data_of(plan, screen)
     engine = build_engine(plan, world, None, screen)
-    config, training = plan.config, plan.config.training
-    batches = StepBatches(
-        tasks=data.tasks,
-        mixture=data.mixture,
-        examples_per_step=training.examples_per_step,
-        examples_per_microbatch=plan.examples_per_microbatch,
-        rank=world.rank,
-        world_size=world.size,
-        pad_token_id=data.measurement.encoder.pad_token_id,
-        width=config.data.sequence_length_tokens if config.data.padding == "sequence_length" else None,
-    )
     results: list[StepResult] = []
 
     def on_step(result: StepResult) -> None:
@@ -71,8 +59,8 @@ def walk(plan: Plan, world: World, screen: Screen, *, evaluate: bool) -> dict[st
 
     train(
         engine,
-        batches,
-        training=training,
+        data.batches(plan, world),
+        training=plan.config.training,
         first_step=0,
         num_tasks=len(data.tasks),
         stop_requested=lambda: False,

@@ -20,6 +20,7 @@ from transformers import (
 
 from trainer.config.errors import ConfigError
 from trainer.config.freezing import frozen_names
+from trainer.config.module_names import HEADS, LABEL_HEADS, TOKEN_EMBEDDINGS
 from trainer.config.plan import Plan
 from trainer.config.schema import LoraSection, Objective, Precision, Quantisation, RunConfig
 
@@ -33,14 +34,6 @@ LARGEST_FILE = "2GB"
 """Weights beyond it go into a further file."""
 
 TASK_TYPES: dict[Objective, str] = {"causal_lm": "CAUSAL_LM", "classification": "SEQ_CLS"}
-LABEL_HEADS = ("score", "classifier", "pre_classifier")
-"""Modules of a classification head: trained in full beside adapters, whether they are fresh or not."""
-
-HEADS = ("lm_head", *LABEL_HEADS, "pooler")
-"""Modules that stay in fp32 over a quantised base, and that a pre-trained model may lack."""
-
-EMBEDDINGS = ("embed_tokens", "wte", "lm_head")
-"""Modules whose weights an output head may share."""
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
@@ -110,7 +103,9 @@ def lora_config(lora: LoraSection, model: PreTrainedModel, *, objective: Objecti
             raise ConfigError(f"lora.train_in_full: found {name!r}, but the model has no such module.")
     heads = {name for name in modules if name.split(".")[-1] in LABEL_HEADS} if objective == "classification" else set()
     heads |= {name for name in fresh if not any(name.startswith(f"{head}.") for head in heads)}
-    tied = model.config.tie_word_embeddings and any(name.split(".")[-1] in EMBEDDINGS for name in lora.train_in_full)
+    tied = model.config.tie_word_embeddings and any(
+        name.split(".")[-1] in (*TOKEN_EMBEDDINGS, "lm_head") for name in lora.train_in_full
+    )
     return LoraConfig(
         r=lora.rank,
         lora_alpha=int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,  # type: ignore[arg-type]  # peft takes floats

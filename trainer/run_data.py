@@ -12,6 +12,7 @@ from trainer.config.data_schema import DataSection, describe
 from trainer.config.errors import DataError
 from trainer.config.plan import Plan
 from trainer.console import Screen
+from trainer.data.collate import StepBatches
 from trainer.data.examples import task_examples
 from trainer.data.leakage import Leakage, summary
 from trainer.data.mixture import Mixture
@@ -19,6 +20,7 @@ from trainer.data.shares import task_shares
 from trainer.data.sources import BadExamples
 from trainer.data.templates import Rendered
 from trainer.data.tokenize import PromptEncoder, TaskData, tokenize_task
+from trainer.distributed import World
 from trainer.evaluation.examples import EvaluationData, build_examples
 from trainer.evaluation.measure import Measurement
 from trainer.evaluation.suite import EvaluationTask, evaluation_tasks
@@ -35,6 +37,20 @@ class RunData:
     """Share of each task, as asked."""
 
     measurement: Measurement
+
+    def batches(self, plan: Plan, world: World) -> StepBatches:
+        """This rank's micro-batches, by step."""
+        data, training = plan.config.data, plan.config.training
+        return StepBatches(
+            tasks=self.tasks,
+            mixture=self.mixture,
+            examples_per_step=training.examples_per_step,
+            examples_per_microbatch=plan.examples_per_microbatch,
+            rank=world.rank,
+            world_size=world.size,
+            pad_token_id=self.measurement.encoder.pad_token_id,
+            width=data.sequence_length_tokens if data.padding == "sequence_length" else None,
+        )
 
 
 def read_data(plan: Plan, screen: Screen) -> RunData:

@@ -15,7 +15,6 @@ from trainer.checkpoint import WEIGHTS, check_checkpoint, load_state, save_check
 from trainer.config.plan import Plan, read_plan
 from trainer.config.run_folder import RunFolder
 from trainer.console import Screen, divert_library_output
-from trainer.data.collate import StepBatches
 from trainer.distributed import World, host_name, join_world, leave_world, place_of_rank
 from trainer.engine.plain import PlainEngine
 from trainer.engine.protocol import Engine
@@ -124,17 +123,7 @@ def train_all(
     journal: Journal,
 ) -> int:
     """Collective: the remaining steps, with checkpoints; returns the completed steps."""
-    config, training, every = plan.config, plan.config.training, plan.config.checkpoint.every_steps
-    batches = StepBatches(
-        tasks=data.tasks,
-        mixture=data.mixture,
-        examples_per_step=training.examples_per_step,
-        examples_per_microbatch=plan.examples_per_microbatch,
-        rank=world.rank,
-        world_size=world.size,
-        pad_token_id=data.measurement.encoder.pad_token_id,
-        width=config.data.sequence_length_tokens if config.data.padding == "sequence_length" else None,
-    )
+    training, every = plan.config.training, plan.config.checkpoint.every_steps
 
     def on_step(result: StepResult) -> None:
         journal.step(result)
@@ -145,7 +134,7 @@ def train_all(
     journal.begin_training()
     result = train(
         engine,
-        batches,
+        data.batches(plan, world),
         training=training,
         first_step=first_step,
         num_tasks=len(data.tasks),

@@ -21,6 +21,9 @@ def _compiles(pattern: str) -> str:
     return pattern
 
 
+SMALLEST_8BIT_ELEMENTS = 4096
+"""training.optimizer adamw_8bit: bitsandbytes keeps the moments of smaller tensors in fp32."""
+
 Strategy = Literal["single", "ddp", "zero1", "zero2", "zero3"]
 Method = Literal["full", "lora"]
 Precision = Literal["fp32", "bf16", "fp16"]

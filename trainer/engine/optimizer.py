@@ -7,10 +7,7 @@ import torch
 from bitsandbytes.optim.adamw import AdamW8bit
 from torch import Tensor
 
-from trainer.config.schema import TrainingSection
-
-SMALLEST_8BIT_ELEMENTS = 4096
-"""bitsandbytes keeps the moments of smaller tensors in fp32."""
+from trainer.config.schema import SMALLEST_8BIT_ELEMENTS, TrainingSection
 
 
 def adamw(
