@@ -125,12 +125,14 @@ def data(
     config: Config,
     overrides: Overrides = None,
     examples: Annotated[int, typer.Option(min=0, help="Examples to show of each task.")] = 1,
+    html: Annotated[Path | None, typer.Option(help="Write the same page, with plots, to this file.")] = None,
 ) -> None:
     """Show what the model will really see: tasks, lengths, the mixture over time, examples. Trains nothing."""
     value = _plan(config, overrides)
     folder = Path(tempfile.mkdtemp(prefix="retain-data-"))
     RunFolder(folder).plan.write_text(value.to_json(), encoding="utf-8")
-    argv = module_argv("trainer.inspection", str(folder), "--examples", str(examples))
+    options = [] if html is None else ["--html", str(html.absolute())]
+    argv = module_argv("trainer.inspection", str(folder), "--examples", str(examples), *options)
     code = run_module(argv, value.environment, complain=_complain)
     if code != EXIT_CRASH:  # its message names the log in there
         shutil.rmtree(folder)

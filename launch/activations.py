@@ -150,7 +150,7 @@ def _forward_pass(
         quantised=quantised,
         attention=config.model.attention,
         tokens=config.data.sequence_length_tokens,
-        padded=examples_per_microbatch > 1 or config.data.padding == "sequence_length",
+        padded=examples_per_microbatch > 1 or config.data.padding == "sequence_length" or config.data.packing,
         on_cpu=on_cpu,
         autocast=half and not zero,
         # on cuda LLM.int8 answers in the width of its input, which is that of the fp32 norms

@@ -11,6 +11,7 @@ from types import FrameType
 
 import psutil
 
+from launch.commands import module_argv
 from launch.machine import child_environment
 from launch.operators import OperatorError, prepare_operators
 from launch.verdict import judge
@@ -44,6 +45,10 @@ def execute(plan: Plan, *, resume: bool, notify: Notify, complain: Notify) -> in
     write_text_atomically(folder.plan, plan.to_json())
     write_text_atomically(folder.config, to_yaml(plan.config))
     environment = child_environment(plan.environment)
+    code = run_module(module_argv("trainer.prepare", str(folder.path)), plan.environment, complain=complain)
+    if code:
+        _remove_if_unused(folder, code, is_new=is_new)
+        return code
     if plan.zero_stage:
         try:
             prepare_operators(environment, notify=notify)
@@ -57,9 +62,14 @@ def execute(plan: Plan, *, resume: bool, notify: Notify, complain: Notify) -> in
     verdict = judge(folder, world_size=plan.world_size, returncode=process.returncode, interrupted=interrupted)
     if verdict.message:
         (notify if verdict.exit_code in (EXIT_DONE, EXIT_STOPPED) else complain)(verdict.message)
-    if verdict.exit_code == EXIT_INPUT and is_new and not folder.has_started:
-        shutil.rmtree(folder.path)  # nothing was trained: the same command works once the input is right
+    _remove_if_unused(folder, verdict.exit_code, is_new=is_new)
     return verdict.exit_code
+
+
+def _remove_if_unused(folder: RunFolder, exit_code: int, *, is_new: bool) -> None:
+    """Nothing was trained: the same command works once the input is right."""
+    if exit_code == EXIT_INPUT and is_new and not folder.has_started:
+        shutil.rmtree(folder.path)
 
 
 def run_module(argv: tuple[str, ...], environment: dict[str, str], *, complain: Notify) -> int:

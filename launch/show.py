@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from launch.memory import readable_bytes
+from trainer.config.data_schema import DataSection
 from trainer.config.plan import MemoryEstimate, Plan
 from trainer.evaluation.report import TABLE_COLUMNS, ForgettingReport, table_rows
 
@@ -14,10 +15,6 @@ def plan_text(plan: Plan) -> str:
     """What will run, why, how much memory it takes, and the command to paste."""
     config, memory = plan.config, plan.memory
     training = config.training
-    tasks = ", ".join(f"{name} x{task.weight:g}" for name, task in config.data.tasks.items())
-    per_step = (
-        f"{plan.world_size} rank(s) x {plan.microbatches_per_step} micro-batches x {plan.examples_per_microbatch}"
-    )
     base = f"{config.model.quantisation} base, " if config.model.quantisation != "none" else ""
     share = memory.num_trainable_parameters / memory.num_parameters
     lines = [
@@ -25,9 +22,9 @@ def plan_text(plan: Plan) -> str:
         f"model       {plan.model_folder}",
         f"            {memory.num_parameters:,} parameters, {memory.num_trainable_parameters:,} trainable "
         f"({share:.2%}), method {config.method}, {base}{training.precision}",
-        f"tasks       {tasks}",
+        f"tasks       {_tasks_text(config.data)}",
         f"strategy    {plan.strategy} on {plan.world_size} x {plan.device}",
-        f"batch       {training.examples_per_step} examples a step = {per_step}",
+        f"batch       {_batch_text(plan)}",
         f"steps       {training.num_steps}, warm-up {training.warmup_steps}, peak learning rate "
         f"{training.learning_rate:g}, {training.schedule}",
         "",
@@ -44,6 +41,27 @@ def plan_text(plan: Plan) -> str:
         f"  {shlex.join(plan.argv)}",
     ]
     return "\n".join(lines)
+
+
+def _tasks_text(data: DataSection) -> str:
+    weights = {
+        name: f" x{task.weight:g}" if isinstance(task.weight, float | int) else " x a schedule"
+        for name, task in data.tasks.items()
+    }
+    if data.stages:
+        return f"{', '.join(data.tasks)}; {len(data.stages)} stages"
+    return ", ".join(f"{name}{weight}" for name, weight in weights.items())
+
+
+def _batch_text(plan: Plan) -> str:
+    training, packing = plan.config.training, plan.config.data.packing
+    size = (
+        f"{training.examples_per_step} examples" if training.examples_per_step else f"{training.tokens_per_step} tokens"
+    )
+    size += " a step in packed rows" if packing else " a step"
+    count = "as many" if plan.microbatches_per_step is None else str(plan.microbatches_per_step)
+    needed = " as the step needs" if plan.microbatches_per_step is None else ""
+    return f"{size} = {plan.world_size} rank(s) x {count} micro-batches{needed} x {plan.examples_per_microbatch}"
 
 
 def memory_rows(memory: MemoryEstimate) -> list[tuple[str, str]]:

@@ -6,6 +6,7 @@ Pure: the same request on the same machine gives the same answer.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from launch.batch import check_batch, rows_per_rank
 from launch.compatibility import Combination, refusal
 from launch.machine import Machine
 from launch.memory import estimate_memory, examples_per_evaluation_batch, readable_bytes
@@ -34,7 +35,7 @@ class Layout:
     world_size: int
     strategy: Strategy
     examples_per_microbatch: int
-    microbatches_per_step: int
+    microbatches_per_step: int | None
     activation_checkpointing: bool
     memory: MemoryEstimate
     decisions: tuple[Decision, ...]
@@ -59,7 +60,7 @@ def choose_layout(config: RunConfig, *, machine: Machine, facts: ModelFacts) -> 
     decisions: list[Decision] = []
     device = _choose_device(config, machine, decisions)
     world_size = _choose_world_size(config, machine, device, decisions)
-    _check_batch(config, world_size)
+    check_batch(config, world_size)
     budget = _budget_bytes(config, machine, device, world_size)
     tried: list[_Candidate] = []
     chosen = None
@@ -70,14 +71,15 @@ def choose_layout(config: RunConfig, *, machine: Machine, facts: ModelFacts) -> 
             break
     if chosen is None:
         config, chosen = _fall_back(config, facts, tried, device, world_size, budget, decisions)
-    decisions += _reasons(config, facts, chosen, world_size=world_size, budget=budget)
+    decisions += _reasons(config, facts, chosen, device=device, world_size=world_size, budget=budget)
+    rows = config.rows_per_step
     return Layout(
         config=config,
         device=device,
         world_size=world_size,
         strategy=chosen.strategy,
         examples_per_microbatch=chosen.microbatch,
-        microbatches_per_step=config.training.examples_per_step // world_size // chosen.microbatch,
+        microbatches_per_step=rows // world_size // chosen.microbatch if rows is not None else None,
         activation_checkpointing=chosen.checkpointing,
         memory=chosen.memory,
         decisions=tuple(decisions),
@@ -99,11 +101,11 @@ def _candidates(config: RunConfig, facts: ModelFacts, *, device: Device, world_s
     quantised = config.model.quantisation != "none"
     asked_checkpointing = training.activation_checkpointing
     recompute = ([True] if quantised else [False, True]) if asked_checkpointing == "auto" else [asked_checkpointing]
-    share = training.examples_per_step // world_size
-    largest = min(share, LARGEST_AUTO_MICROBATCH)
+    share = rows_per_rank(config, world_size)
+    largest = min(share or LARGEST_AUTO_MICROBATCH, LARGEST_AUTO_MICROBATCH)
     sizes = [training.examples_per_device] if training.examples_per_device != "auto" else range(largest, 0, -1)
     for checkpointing in recompute:
-        for microbatch in (size for size in sizes if share % size == 0):
+        for microbatch in (size for size in sizes if share is None or share % size == 0):
             for strategy in able:
                 memory = estimate_memory(
                     config,
@@ -206,7 +208,7 @@ def _fall_back(
 
 
 def _reasons(
-    config: RunConfig, facts: ModelFacts, chosen: _Candidate, *, world_size: int, budget: int
+    config: RunConfig, facts: ModelFacts, chosen: _Candidate, *, device: Device, world_size: int, budget: int
 ) -> Iterator[Decision]:
     """A decision for everything that was left to Retain."""
     need, usable = readable_bytes(chosen.memory.total_bytes), readable_bytes(budget)
@@ -214,11 +216,17 @@ def _reasons(
     if config.layout.strategy == "auto":
         yield Decision(field="layout.strategy", asked="auto", used=chosen.strategy, reason=f"the first to fit: {fits}")
     if config.training.examples_per_device == "auto":
-        share = config.training.examples_per_step // world_size
-        reason = f"{share} examples a rank and step, in micro-batches of at most {LARGEST_AUTO_MICROBATCH} that fit"
+        share, what = rows_per_rank(config, world_size), "packed rows" if config.data.packing else "examples"
+        first = f"{share} {what} a rank and step" if share is not None else f"{what} as the steps hold them"
+        reason = f"{first}, in micro-batches of at most {LARGEST_AUTO_MICROBATCH} that fit"
         yield Decision(
             field="training.examples_per_device", asked="auto", used=str(chosen.microbatch), reason=f"{reason}: {fits}"
         )
+    if config.data.packing and device == "cuda" and config.model.attention in ("sdpa", "eager"):
+        reason = "packed rows: attention across examples is computed and masked out; flash_attention_2 and "
+        reason += "flex_attention leave it out"
+        asked = config.model.attention
+        yield Decision(field="model.attention", asked=asked, used=asked, reason=reason)
     if config.training.activation_checkpointing == "auto":
         quantised = "the base is quantised" if config.model.quantisation != "none" else ""
         reason = quantised or ("nothing fits without" if chosen.checkpointing else "the step fits without")
@@ -276,22 +284,3 @@ def _choose_world_size(config: RunConfig, machine: Machine, device: Device, deci
             f"Set layout.processes={machine.num_gpus} or auto."
         )
     return asked
-
-
-def _check_batch(config: RunConfig, world_size: int) -> None:
-    """Refuse a batch that does not divide: a rank or a micro-batch would get fewer examples than the others."""
-    total, asked = config.training.examples_per_step, config.training.examples_per_device
-    if total % world_size:
-        lower, upper = total - total % world_size, total + world_size - total % world_size
-        choices = " or ".join(str(number) for number in (lower, upper) if number)
-        raise ConfigError(
-            f"training.examples_per_step: found {total}, which does not divide by {world_size} ranks. "
-            f"Set it to {choices}, or change layout.processes."
-        )
-    per_rank = total // world_size
-    if asked != "auto" and per_rank % asked:
-        divisors = ", ".join(str(n) for n in range(1, per_rank + 1) if per_rank % n == 0)
-        raise ConfigError(
-            f"training.examples_per_device: found {asked}, but each rank's {per_rank} examples a step "
-            f"({total} / {world_size} ranks) do not divide by it. Set it to one of {divisors}."
-        )

@@ -3,15 +3,17 @@
 Every fault is a context manager over the trainer's own functions; nothing of them is in the product.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
 import torch
 import torch.utils.checkpoint
 
-from trainer.data.collate import Batch, collate
+from tests.packing_faults import rows_see_across
+from trainer.data.collate import Batch, Item, collate
 from trainer.loss import count_targets, target_nll
 
 
@@ -29,15 +31,15 @@ def own_normaliser() -> Iterator[None]:
 @contextmanager
 def mean_of_four_means() -> Iterator[None]:
     """Each of four micro-batches divides by its own targets: the accumulation bug of many trainers."""
-    targets_B = torch.zeros(1)
+    supervised_BT = torch.zeros(1, 1)
 
     def remembered(logits_BTV: torch.Tensor, targets_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        nonlocal targets_B
-        nll_B, targets_B = target_nll(logits_BTV, targets_BT)
-        return nll_B, targets_B
+        nonlocal supervised_BT
+        nll_BT, supervised_BT = target_nll(logits_BTV, targets_BT)
+        return nll_BT, supervised_BT
 
-    def own_mean(nll_B: torch.Tensor, *, world_size: int, num_targets: torch.Tensor) -> torch.Tensor:
-        return nll_B.sum() / targets_B.sum() / 4
+    def own_mean(nll_BT: torch.Tensor, *, world_size: int, num_targets: torch.Tensor) -> torch.Tensor:
+        return nll_BT.sum() / supervised_BT.sum() / 4
 
     with patch("trainer.loop.target_nll", remembered), patch("trainer.loop.normalised_loss", own_mean):
         yield
@@ -47,12 +49,12 @@ def mean_of_four_means() -> Iterator[None]:
 def pads_are_read() -> Iterator[None]:
     """Padding is attended to, and learnt by a language model."""
 
-    def careless(examples: Any, *, tasks: Any, pad_token_id: int, width: int | None = None) -> Batch:
-        batch = collate(examples, tasks=tasks, pad_token_id=pad_token_id, width=width)
+    def careless(rows: Sequence[Sequence[Item]], *, pad_token_id: int, **options: Any) -> Batch:
+        batch = collate(rows, pad_token_id=pad_token_id, **options)
         targets_BT = batch.targets_BT
         if targets_BT.shape[1] > 1:
             targets_BT = torch.where(batch.attention_mask_BT == 0, pad_token_id, targets_BT)
-        return Batch(batch.input_ids_BT, torch.ones_like(batch.attention_mask_BT), targets_BT, batch.task_B)
+        return replace(batch, attention_mask_BT=torch.ones_like(batch.attention_mask_BT), targets_BT=targets_BT)
 
     with patch("trainer.data.collate.collate", careless):
         yield
@@ -109,6 +111,7 @@ FAULTS: dict[str, Callable[[], AbstractContextManager[None]]] = {
     "own normaliser": own_normaliser,
     "mean of four means": mean_of_four_means,
     "pads are read": pads_are_read,
+    "rows see across": rows_see_across,
     "other dropout when recomputed": other_dropout_when_recomputed,
     "measuring leaves a trace": measuring_leaves_a_trace,
     "wrong scale of int8": wrong_scale_of_int8,

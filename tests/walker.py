@@ -16,6 +16,7 @@ from tests.faults import FAULTS
 from trainer.config.plan import Plan, read_plan
 from trainer.config.run_folder import RunFolder
 from trainer.console import Screen
+from trainer.data.order_file import OrderNotes, merge_notes
 from trainer.distributed import World, join_world, leave_world
 from trainer.evaluation.measure import measure
 from trainer.loop import StepResult, train
@@ -29,7 +30,8 @@ def data_of(plan: Plan, screen: Screen) -> RunData:
     """The data of a plan, read once for all cases that share it."""
     config = plan.config
     parts = [config.data, config.evaluation, config.training.num_steps, config.training.examples_per_step]
-    key = repr([*parts, config.run.seed, config.labels, plan.model_folder])
+    parts += [config.training.tokens_per_step, config.run.seed, config.labels, plan.model_folder]
+    key = repr(parts)
     if key not in KNOWN:
         KNOWN[key] = read_data(plan, screen)
     return KNOWN[key]
@@ -42,12 +44,13 @@ def walk(plan: Plan, world: World, screen: Screen, *, evaluate: bool) -> dict[st
         torch.cuda.reset_peak_memory_stats()
     data = data_of(plan, screen)
     engine = build_engine(plan, world, None, screen)
+    folder = RunFolder(Path(plan.run_folder))
+    notes = OrderNotes(folder, rank=world.rank, first_step=0, order=data.order, tasks=data.tasks)
     results: list[StepResult] = []
 
     def on_step(result: StepResult) -> None:
         results.append(result)
         if evaluate:
-            folder = RunFolder(Path(plan.run_folder))
             measure(
                 engine,
                 data.measurement,
@@ -65,7 +68,12 @@ def walk(plan: Plan, world: World, screen: Screen, *, evaluate: bool) -> dict[st
         num_tasks=len(data.tasks),
         stop_requested=lambda: False,
         on_step=on_step,
+        on_batches=notes.add if plan.config.run.record_order else None,
     )
+    notes.close()
+    world.barrier()
+    if plan.config.run.record_order and world.is_main:
+        merge_notes(folder, world_size=world.size, num_steps=plan.config.training.num_steps)
     return {
         "steps": [(result.loss, result.gradient_norm) for result in results],
         "overflows": sum(result.num_overflows for result in results),

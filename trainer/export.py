@@ -9,7 +9,8 @@ from pathlib import Path
 from trainer.config.errors import InputError
 from trainer.config.plan import read_plan
 from trainer.config.run_folder import RunFolder
-from trainer.model import ADAPTER_WEIGHTS, AUTO_CLASSES, LARGEST_FILE, load_tokenizer, load_trained
+from trainer.data.tokenize import load_tokenizer
+from trainer.model import ADAPTER_WEIGHTS, AUTO_CLASSES, LARGEST_FILE, load_trained
 from trainer.program import run_program, weights_folder
 
 
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_program(
         options.run,
         "export",
-        lambda: export(options.run, options.target, step=options.step, merge=options.merge),
+        lambda _: export(options.run, options.target, step=options.step, merge=options.merge),
     )
 
 

@@ -11,8 +11,8 @@ import torch
 from trainer.config.errors import InputError
 from trainer.config.plan import read_plan
 from trainer.config.run_folder import RunFolder
-from trainer.data.tokenize import PromptEncoder
-from trainer.model import load_tokenizer, load_trained
+from trainer.data.tokenize import PromptEncoder, load_tokenizer
+from trainer.model import load_trained
 from trainer.program import run_program, weights_folder
 
 
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_program(
         options.run,
         "generate",
-        lambda: generate(
+        lambda _: generate(
             options.run,
             options.prompt,
             step=options.step,

@@ -11,24 +11,22 @@ import torch
 
 from trainer.config.plan import Plan
 from trainer.console import Screen
-from trainer.data.mixture import Mixture
 from trainer.evaluation.suite import EvaluationTask
 from trainer.loop import StepResult
 from trainer.metrics import Metrics
+from trainer.run_data import RunData
 
 
 class Journal:
     """Fed by every rank in the same order; speaks and writes on the main one."""
 
-    def __init__(
-        self, plan: Plan, screen: Screen, metrics: Metrics | None, *, first_step: int, mixture: Mixture
-    ) -> None:
+    def __init__(self, plan: Plan, screen: Screen, metrics: Metrics | None, *, first_step: int, data: RunData) -> None:
         self._plan, self._screen, self._metrics = plan, screen, metrics
         self._task_names = list(plan.config.data.tasks)
         self._step = first_step
         self._measured: dict[str, float] = {}
         self._start_window()
-        screen.say(f"mixture: {_in_words(mixture, self._task_names)}")
+        screen.say(f"mixture: {_in_words(data)}")
         if metrics is not None and first_step == 0:
             decisions = [f"- `{d.field}`: {d.asked} -> **{d.used}** ({d.reason})" for d in plan.decisions]
             metrics.write_text("decisions", "\n".join(decisions) or "none")
@@ -116,9 +114,12 @@ class Journal:
             self._metrics.close()
 
 
-def _in_words(mixture: Mixture, names: Sequence[str]) -> str:
+def _in_words(data: RunData) -> str:
     """Share of the examples of each task in the whole run, and how often each of its examples is seen."""
-    counts = mixture.counts()
-    tasks = zip(names, counts, mixture.repeats(), strict=True)
-    shares = (f"{name} {count / sum(counts):.1%} (each {repeats:.1f} x)" for name, count, repeats in tasks)
-    return f"{sum(counts):,} examples: {', '.join(shares)}"
+    draws = data.order.draws(len(data.tasks))
+    tasks = zip(data.tasks, draws, strict=True)
+    shares = []
+    for task, count in tasks:
+        repeats = f"each {count / task.num_examples:.1f} x" if task.num_examples else "streamed"
+        shares.append(f"{task.name} {count / sum(draws):.1%} ({repeats})")
+    return f"{sum(draws):,} examples: {', '.join(shares)}"

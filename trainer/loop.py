@@ -64,6 +64,7 @@ def train(
     num_tasks: int,
     stop_requested: Callable[[], bool],
     on_step: Callable[[StepResult], None],
+    on_batches: Callable[[int, Sequence[Batch]], None] | None = None,
 ) -> StepResult | None:
     """Collective: take the remaining optimizer steps.
 
@@ -71,6 +72,7 @@ def train(
         first_step: completed steps of the run so far.
         stop_requested: asked on each rank after each step; one yes stops all ranks together.
         on_step: called on every rank after each step, in the same order: logging, checkpoints.
+        on_batches: told what this rank is about to train on in a step (from 0).
 
     Returns:
         The last step taken, with `stop` set if the run was asked to stop; None if none was left.
@@ -81,9 +83,12 @@ def train(
     result = None
     engine.model.train()
     for step in range(first_step, training.num_steps):
+        microbatches = batches.at(step)
+        if on_batches is not None:
+            on_batches(step, microbatches)
         result = train_step(
             engine,
-            batches.at(step),
+            microbatches,
             step=step,
             learning_rate=_learning_rate(step, training),
             num_tasks=num_tasks,
@@ -113,7 +118,7 @@ def train_step(
         num_overflows += 1
         sums_K2 = accumulate_gradients(engine, microbatches, num_tasks=num_tasks, num_targets=num_targets)
         others = torch.tensor(
-            [sum(int(batch.attention_mask_BT.sum()) for batch in microbatches), float(stop_requested())],
+            [sum(batch.num_tokens for batch in microbatches), float(stop_requested())],
             dtype=torch.float64,
             device=device,
         )
@@ -150,9 +155,10 @@ def accumulate_gradients(
     for index, cpu_batch in enumerate(microbatches):
         batch = cpu_batch.to(device)
         with engine.microstep(last=index == len(microbatches) - 1):
-            nll_B, targets_B = target_nll(engine.forward(batch), batch.targets_BT)
-            engine.backward(normalised_loss(nll_B, world_size=engine.world.size, num_targets=num_targets))
-        sums_K2.index_add_(0, batch.task_B, torch.stack([nll_B.detach().double(), targets_B.double()], dim=1))
+            nll_BT, supervised_BT = target_nll(engine.forward(batch), batch.targets_BT)
+            engine.backward(normalised_loss(nll_BT, world_size=engine.world.size, num_targets=num_targets))
+        sums_BT2 = torch.stack([nll_BT.detach().double(), supervised_BT.double()], dim=-1)
+        sums_K2.index_add_(0, batch.tasks_BT.flatten(), sums_BT2.flatten(0, 1))
     return sums_K2
 
 

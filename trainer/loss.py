@@ -21,21 +21,20 @@ def count_targets(targets_BT: Tensor) -> Tensor:
 
 
 def target_nll(logits_BTV: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """Negative log-likelihood of the targets, in nats, per example.
+    """Negative log-likelihood of each target, in nats.
 
     Args:
         targets_BT: what the logits at the same position must give; IGNORED elsewhere.
 
     Returns:
-        nll_B: sum over the targets of each example, in fp32.
-        targets_B: how many there are.
+        nll_BT: in fp32; 0 where there is no target.
+        supervised_BT: where there is one.
     """
     supervised_BT = targets_BT != IGNORED
     # Positions without a target cost memory and time in the log-softmax: leave them out first.
     nll_N = F.cross_entropy(logits_BTV[supervised_BT].float(), targets_BT[supervised_BT], reduction="none")
     nll_BT = torch.zeros(targets_BT.shape, dtype=nll_N.dtype, device=nll_N.device)
-    nll_BT = nll_BT.masked_scatter(supervised_BT, nll_N)
-    return nll_BT.sum(dim=1), supervised_BT.sum(dim=1)
+    return nll_BT.masked_scatter(supervised_BT, nll_N), supervised_BT
 
 
 def global_targets(world: World, targets_by_microbatch: list[Tensor]) -> Tensor:
@@ -44,11 +43,11 @@ def global_targets(world: World, targets_by_microbatch: list[Tensor]) -> Tensor:
     return world.sum(torch.stack(counts).sum().to(torch.float64).to(world.device))
 
 
-def normalised_loss(nll_B: Tensor, *, world_size: int, num_targets: Tensor) -> Tensor:
+def normalised_loss(nll_BT: Tensor, *, world_size: int, num_targets: Tensor) -> Tensor:
     """The scalar to call backward on.
 
     Engines average gradients over ranks. Multiplying by the world size turns that mean back into a sum, and
     dividing by the targets of the global step makes the sum the gradient of the mean target loss:
     (1/W) sum_r [ W * sum(nll_r) / N ] = sum(nll) / N.
     """
-    return nll_B.sum() * (world_size / num_targets).to(nll_B.dtype)
+    return nll_BT.sum() * (world_size / num_targets).to(nll_BT.dtype)

@@ -12,10 +12,8 @@ from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 
 from trainer.config.errors import ConfigError
@@ -23,6 +21,7 @@ from trainer.config.freezing import frozen_names
 from trainer.config.module_names import HEADS, LABEL_HEADS, TOKEN_EMBEDDINGS
 from trainer.config.plan import Plan
 from trainer.config.schema import LoraSection, Objective, Precision, Quantisation, RunConfig
+from trainer.data.tokenize import load_tokenizer
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 COMPUTE_DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -34,22 +33,6 @@ LARGEST_FILE = "2GB"
 """Weights beyond it go into a further file."""
 
 TASK_TYPES: dict[Objective, str] = {"causal_lm": "CAUSAL_LM", "classification": "SEQ_CLS"}
-
-
-def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
-    """Tokenizer of a model folder. A missing pad token is replaced by the end-of-text token: pads carry no loss.
-
-    Raises:
-        ConfigError: the folder holds no tokenizer that transformers can read.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"model.path: {folder}: no tokenizer that transformers can read ({reason}).") from None
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
 
 
 def load_model(plan: Plan, device: torch.device) -> PreTrainedModel | PeftModel:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from trainer.config.errors import EXIT_CRASH, EXIT_DONE, EXIT_INPUT, OWN_LINE, InputError
 from trainer.config.run_folder import RunFolder
-from trainer.console import divert_library_output
+from trainer.console import Screen, divert_library_output
 
 
-def run_program(run_path: Path, name: str, body: Callable[[], str]) -> int:
-    """Run `body`, print the text that it returns, and turn its errors into exit codes."""
+def run_program(run_path: Path, name: str, body: Callable[[Screen], str]) -> int:
+    """Run `body`, print the text that it returns, and turn its errors into exit codes. The screen is for progress."""
     folder = RunFolder(run_path)
     if not folder.plan.is_file():
         print(f"{OWN_LINE}{run_path}: not a run folder (no plan.json in it).", file=sys.stderr)
@@ -19,7 +19,9 @@ def run_program(run_path: Path, name: str, body: Callable[[], str]) -> int:
     log = folder.logs / f"{name}.log"
     stdout, stderr = divert_library_output(log)
     try:
-        print(body(), file=stdout, flush=True)
+        text = body(Screen(stdout, speaks=True))
+        if text:
+            print(text, file=stdout, flush=True)
     except InputError as error:
         print(*(f"{OWN_LINE}{line}" for line in str(error).splitlines()), sep="\n", file=stderr, flush=True)
         return EXIT_INPUT

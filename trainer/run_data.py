@@ -1,171 +1,232 @@
 """Everything that a run reads from files: training examples in their order, held-out examples, and no overlap of both.
 
-The same on every rank.
+Made once and kept in the cache; the same on every rank.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
 
-import numpy as np
-
-from trainer.config.data_schema import DataSection, describe
+from trainer.config.data_schema import DataSection
 from trainer.config.errors import DataError
 from trainer.config.plan import Plan
 from trainer.console import Screen
+from trainer.data.artifact import Say, made_once
 from trainer.data.collate import StepBatches
-from trainer.data.examples import task_examples
-from trainer.data.leakage import Leakage, summary
-from trainer.data.mixture import Mixture
-from trainer.data.shares import task_shares
-from trainer.data.sources import BadExamples
-from trainer.data.templates import Rendered
-from trainer.data.tokenize import PromptEncoder, TaskData, tokenize_task
+from trainer.data.course import Course
+from trainer.data.fingerprint import Fingerprints, key_of
+from trainer.data.leakage import Overlap, strongest, summary
+from trainer.data.order import Order, StepSize, lay_out, open_order
+from trainer.data.shares import base_weights
+from trainer.data.stream import StreamedTask, TrainingTask
+from trainer.data.task_tokens import prepare_task, recipe_of
+from trainer.data.token_store import TaskData
+from trainer.data.tokenize import PromptEncoder, load_tokenizer
 from trainer.distributed import World
-from trainer.evaluation.examples import EvaluationData, build_examples
 from trainer.evaluation.measure import Measurement
+from trainer.evaluation.prepare import Prepared, prepare_capability
 from trainer.evaluation.suite import EvaluationTask, evaluation_tasks
-from trainer.model import load_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
 class RunData:
     """Everything read from files."""
 
-    tasks: list[TaskData]
-    mixture: Mixture
-    shares: list[float]
-    """Share of each task, as asked."""
-
+    tasks: list[TrainingTask]
+    course: Course
+    order: Order
     measurement: Measurement
 
     def batches(self, plan: Plan, world: World) -> StepBatches:
         """This rank's micro-batches, by step."""
-        data, training = plan.config.data, plan.config.training
+        data = plan.config.data
         return StepBatches(
             tasks=self.tasks,
-            mixture=self.mixture,
-            examples_per_step=training.examples_per_step,
-            examples_per_microbatch=plan.examples_per_microbatch,
+            order=self.order,
+            rows_per_microbatch=plan.examples_per_microbatch,
             rank=world.rank,
             world_size=world.size,
             pad_token_id=self.measurement.encoder.pad_token_id,
+            row_tokens=data.sequence_length_tokens if data.packing else None,
             width=data.sequence_length_tokens if data.padding == "sequence_length" else None,
         )
 
 
-def read_data(plan: Plan, screen: Screen) -> RunData:
-    """Read, render and encode training and held-out examples.
+def read_data(plan: Plan, screen: Screen, *, processes: int = 1, tell: Say | None = None) -> RunData:
+    """Open training and held-out examples and their order; what is not in the cache yet is made now.
+
+    Args:
+        processes: that may work on what is to be made.
+        tell: told about progress; without it the screen is.
 
     Raises:
         InputError: a source, an example, a column or a length is wrong, or a held-out example is trained on.
     """
-    config = plan.config
-    encoder = PromptEncoder(load_tokenizer(plan.model_folder), labels=config.labels)
-    evaluations = evaluation_tasks(config, variables={"RETAIN_CACHE": plan.cache_folder})
-    heldout = [_heldout(plan, task, encoder, screen) for task in evaluations]
-    leakage = _leakage(config.data, evaluations, heldout)
-    tasks = [_training_task(config.data, name, encoder, leakage, screen) for name in config.data.tasks]
-    _report_leakage(config.data, evaluations, heldout, leakage, screen)
-    mixture, shares = _mixture(plan, tasks)
-    measurement = Measurement(evaluations, heldout, encoder, plan.evaluation_examples_per_batch)
-    return RunData(tasks, mixture, shares, measurement)
-
-
-def _heldout(plan: Plan, task: EvaluationTask, encoder: PromptEncoder, screen: Screen) -> EvaluationData:
-    context = plan.config.data.sequence_length_tokens
-    chosen = build_examples(
-        task,
-        encoder=encoder,
-        context_tokens=context,
-        max_examples=plan.config.evaluation.max_examples_per_task,
-        on_bad_example=plan.config.data.on_bad_example,
+    reader = _Reader(plan, screen, processes, tell or screen.say)
+    evaluations = evaluation_tasks(plan.config, variables={"RETAIN_CACHE": plan.cache_folder})
+    prepared = reader.evaluations(evaluations)
+    heldout = [data for one in prepared.values() for data in one.data]
+    tasks = reader.tasks([one.folder for one in prepared.values()])
+    reader.report_leakage()
+    course, order = reader.order(tasks)
+    return RunData(
+        tasks, course, order, Measurement(evaluations, heldout, reader.encoder, plan.evaluation_examples_per_batch)
     )
-    if chosen.num_bad:
-        screen.say(f"{task.name}: {chosen.num_bad} bad examples left out")
-    if chosen.num_dropped_overlength:
-        screen.say(f"{task.name}: {chosen.num_dropped_overlength} examples do not fit {context} tokens: left out")
-    if len(chosen.examples) < 2:
-        raise DataError(f"{describe(task.spec.data)}: one example of {task.name}: wanted at least 2 to compare.")
-    return chosen
 
 
-def _training_task(
-    data: DataSection, name: str, encoder: PromptEncoder, leakage: Leakage | None, screen: Screen
-) -> TaskData:
-    bad = BadExamples(data.on_bad_example)
+class _Reader:
+    """The steps of `read_data`, and what they share."""
 
-    def rendered() -> Iterator[Rendered]:
-        for _, example in task_examples(name, data.tasks[name], part="train", bad=bad):
-            if leakage is not None:
-                leakage.look(name, example.example_id, example.content, prompt=example.bare_prompt)
-            yield example
-        bad.finish(f"data.tasks.{name}.train")
+    def __init__(self, plan: Plan, screen: Screen, processes: int, tell: Say) -> None:
+        self._plan, self._screen, self._processes, self._tell = plan, screen, processes, tell
+        self._cache = Path(plan.cache_folder) / "data"
+        self._fingerprints = Fingerprints(self._cache / "files")
+        self._tokenizer_key = key_of("tokenizer", self._fingerprints.tokenizer(Path(plan.model_folder)))
+        self._overlaps: list[Overlap] = []
+        self._num_heldout: dict[str, int] = {}
+        self.encoder = PromptEncoder(load_tokenizer(plan.model_folder), labels=plan.config.labels)
+        if plan.config.data.chat_template:
+            self.encoder.refuse_missing_template()
 
-    task = tokenize_task(
-        name,
-        rendered(),
-        encoder=encoder,
-        chat_template=data.chat_template,
-        sequence_length_tokens=data.sequence_length_tokens,
-        on_overlength=data.on_overlength,
+    def evaluations(self, evaluations: Sequence[EvaluationTask]) -> dict[str, Prepared]:
+        """Held-out examples by capability, in the order of the evaluation tasks."""
+        config, prepared = self._plan.config, {}
+        for capability, group in groupby(evaluations, key=lambda task: task.capability):
+            tasks = list(group)
+            one = prepare_capability(
+                self._cache,
+                tasks,
+                source_key=key_of(self._fingerprints.source(tasks[0].spec.data), self._tokenizer_key),
+                encoder=self.encoder,
+                context_tokens=config.data.sequence_length_tokens,
+                max_examples=config.evaluation.max_examples_per_task,
+                on_bad_example=config.data.on_bad_example,
+                processes=self._processes,
+                say=self._tell,
+                timeout_seconds=config.data.preparation_timeout_seconds,
+            )
+            self._tell_heldout(tasks, one)
+            self._num_heldout[capability] = max(len(data.examples) for data in one.data)
+            prepared[capability] = one
+        return prepared
+
+    def tasks(self, heldout_folders: Sequence[Path]) -> list[TrainingTask]:
+        """Token ids of the training examples."""
+        data = self._plan.config.data
+        tasks: list[TrainingTask] = []
+        looked_for = heldout_folders if data.leakage != "off" else ()
+        for name, section in data.tasks.items():
+            if section.streaming:
+                tasks.append(self._streamed(name, looked_for))
+                self._screen.say(f"task {name}: streamed: read while training, nothing of it is kept on disk")
+                continue
+            task, overlaps = prepare_task(
+                self._cache,
+                name,
+                data,
+                source_key=key_of(self._fingerprints.source(section.train), self._tokenizer_key),
+                model_folder=self._plan.model_folder,
+                labels=self._plan.config.labels,
+                heldout_folders=looked_for,
+                processes=self._processes,
+                say=self._tell,
+            )
+            self._overlaps += overlaps
+            self._tell_task(task)
+            tasks.append(task)
+        return tasks
+
+    def _streamed(self, name: str, heldout_folders: Sequence[Path]) -> StreamedTask:
+        config = self._plan.config
+        wording = [
+            config.data.model_dump(mode="json"),
+            config.labels,
+            self._tokenizer_key,
+        ]  # and nobody knows its content
+        recipe = recipe_of(
+            name,
+            config.data,
+            key=key_of("streamed", name, wording, [folder.name for folder in heldout_folders]),
+            model_folder=self._plan.model_folder,
+            labels=config.labels,
+            heldout_folders=heldout_folders,
+        )
+        return StreamedTask(
+            recipe,
+            window_examples=config.data.stream_window_examples,
+            on_bad_example=config.data.on_bad_example,
+            on_overlaps=self.report_overlaps,
+            seed=config.run.seed,
+        )
+
+    def report_leakage(self) -> None:
+        """Stop, or tell, where a held-out example is trained on."""
+        self.report_overlaps(strongest(self._overlaps))
+
+    def report_overlaps(self, found: list[Overlap]) -> None:
+        """Stop, or tell of these examples."""
+        if not found:
+            return
+        lines = summary(found, self._num_heldout)
+        if self._plan.config.data.leakage == "error":
+            advice = "Remove them from the training data; or, knowing that scores are too good, set data.leakage=warn."
+            raise DataError("\n".join([*lines, f"data.leakage: {advice}"]))
+        for line in lines:
+            self._screen.say(f"WARNING: {line}")
+
+    def order(self, tasks: Sequence[TrainingTask]) -> tuple[Course, Order]:
+        """The order of the whole run, and the shares that it keeps."""
+        config = self._plan.config
+        data, training = config.data, config.training
+        course = course_of(data, tasks, num_steps=training.num_steps)
+        size = StepSize(
+            num_steps=training.num_steps,
+            examples=training.examples_per_step,
+            tokens=None if data.packing else training.tokens_per_step,
+            rows=config.rows_per_step if data.packing and training.tokens_per_step else None,
+            row_tokens=data.sequence_length_tokens,
+        )
+        shares = hashlib.sha256(course.shares_SK.tobytes()).hexdigest()
+        key = key_of("order", [task.key for task in tasks], shares, data.mixture.unit, repr(size), config.run.seed)
+        folder = self._cache / "orders" / key
+        wait = data.preparation_timeout_seconds
+        with made_once(folder, what="order of the run", say=self._tell, timeout_seconds=wait) as builder:
+            if builder is not None:
+                lengths = [task.lengths for task in tasks]
+                made = lay_out(course, mixture=data.mixture, lengths=lengths, size=size, seed=config.run.seed)
+                made.write(builder.folder)
+        return course, open_order(folder)
+
+    def _tell_heldout(self, tasks: Sequence[EvaluationTask], prepared: Prepared) -> None:
+        context = self._plan.config.data.sequence_length_tokens
+        for task, data in zip(tasks, prepared.data, strict=True):
+            if prepared.num_bad:
+                self._screen.say(f"{task.name}: {prepared.num_bad} bad examples left out")
+            if (count := data.num_dropped_overlength) > 0:
+                self._screen.say(f"{task.name}: {count} examples do not fit {context} tokens: left out")
+
+    def _tell_task(self, task: TaskData) -> None:
+        summary = task.summary
+        told = f", {summary.num_overlength} over-long dropped" if summary.num_overlength else ""
+        told += f", {summary.num_truncated} cut to length" if summary.num_truncated else ""
+        told += f", {summary.num_bad} bad ones skipped" if summary.num_bad else ""
+        self._screen.say(f"task {task.name}: {task.num_examples:,} training examples{told}")
+
+
+def course_of(data: DataSection, tasks: Sequence[TrainingTask], *, num_steps: int) -> Course:
+    """The shares of the tasks over a run, from their weights and sizes."""
+    base = base_weights(
+        data.mixture,
+        sizes=[task.num_examples or 0 for task in tasks],
+        tokens=[task.summary.num_tokens for task in tasks],
     )
-    dropped = f", {task.num_dropped_overlength} over-long dropped" if task.num_dropped_overlength else ""
-    dropped += f", {bad.count} bad ones skipped" if bad.count else ""
-    screen.say(f"task {name}: {len(task):,} training examples{dropped}")
-    return replace(task, num_bad=bad.count)
-
-
-def _leakage(
-    data: DataSection, evaluations: Sequence[EvaluationTask], heldout: Sequence[EvaluationData]
-) -> Leakage | None:
-    """The held-out texts by capability: loss and score of a task are of the same ones."""
-    if data.leakage == "off":
-        return None
-    texts = {
-        task.capability: [(source.example_id, source.content) for source in chosen.sources]
-        for task, chosen in zip(evaluations, heldout, strict=True)
-    }
-    prompts = {
-        task.capability: {source.example_id: source.bare_prompt for source in chosen.sources}
-        for task, chosen in zip(evaluations, heldout, strict=True)
-    }
-    return Leakage(texts, similarity=data.near_duplicate_similarity, prompts=prompts)
-
-
-def _report_leakage(
-    data: DataSection,
-    evaluations: Sequence[EvaluationTask],
-    heldout: Sequence[EvaluationData],
-    leakage: Leakage | None,
-    screen: Screen,
-) -> None:
-    found = leakage.found() if leakage is not None else []
-    if not found:
-        return
-    totals = {task.capability: len(chosen.examples) for task, chosen in zip(evaluations, heldout, strict=True)}
-    lines = summary(found, totals)
-    if data.leakage == "error":
-        advice = "Remove them from the training data; or, knowing that scores are too good, set data.leakage=warn."
-        raise DataError("\n".join([*lines, f"data.leakage: {advice}"]))
-    for line in lines:
-        screen.say(f"WARNING: {line}")
-
-
-def _mixture(plan: Plan, tasks: Sequence[TaskData]) -> tuple[Mixture, list[float]]:
-    """The order of the whole run, and the shares that it keeps."""
-    config = plan.config
-    tokens = [task.example_tokens() for task in tasks]
-    shares = task_shares(
-        config.data.mixture,
-        weights=[section.weight for section in config.data.tasks.values()],
-        sizes=[len(task) for task in tasks],
-        tokens=[int(np.sum(lengths)) for lengths in tokens],
+    return Course(
+        names=list(data.tasks),
+        base=base.tolist(),
+        weights={name: section.weight for name, section in data.tasks.items()},
+        stages=data.stages,
+        replay=data.replay,
+        num_steps=num_steps,
     )
-    mixture = Mixture(
-        sizes=[len(task) for task in tasks],
-        shares=shares,
-        length=config.training.num_steps * config.training.examples_per_step,
-        seed=config.run.seed,
-        example_tokens=tokens if config.data.mixture.unit == "tokens" else None,
-    )
-    return mixture, shares.tolist()

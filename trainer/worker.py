@@ -15,11 +15,13 @@ from trainer.checkpoint import WEIGHTS, check_checkpoint, load_state, save_check
 from trainer.config.plan import Plan, read_plan
 from trainer.config.run_folder import RunFolder
 from trainer.console import Screen, divert_library_output
+from trainer.data.order_file import OrderNotes, merge_notes
 from trainer.distributed import World, host_name, join_world, leave_world, place_of_rank
 from trainer.engine.plain import PlainEngine
 from trainer.engine.protocol import Engine
 from trainer.engine.zero import ZeroEngine, partitioned_loading
 from trainer.evaluation.measure import measure
+from trainer.isolation import refuse_contamination
 from trainer.journal import Journal
 from trainer.loop import StepResult, train
 from trainer.metrics import Metrics
@@ -78,8 +80,11 @@ def run(plan: Plan, folder: RunFolder, *, resume: bool, stop: StopRequest, scree
     checkpoint = newest_checkpoint(folder) if resume else None
     step = check_checkpoint(checkpoint, plan=plan) if checkpoint else 0
     engine = build_engine(plan, world, checkpoint, screen)
+    if plan.config.data.packing:
+        encoder = data.measurement.encoder
+        refuse_contamination(engine, plan, vocabulary=len(encoder.tokenizer), pad_token_id=encoder.pad_token_id)
     metrics = Metrics(folder, first_step=step) if world.is_main else None
-    journal = Journal(plan, screen, metrics, first_step=step, mixture=data.mixture)
+    journal = Journal(plan, screen, metrics, first_step=step, data=data)
 
     def check_stop() -> None:
         if world.any(stop.requested):
@@ -131,6 +136,9 @@ def train_all(
         if last or result.stop or (every is not None and result.step % every == 0):
             journal.saved(save_checkpoint(engine, plan=plan, folder=folder, step=result.step))
 
+    notes = None
+    if plan.config.run.record_order:
+        notes = OrderNotes(folder, rank=world.rank, first_step=first_step, order=data.order, tasks=data.tasks)
     journal.begin_training()
     result = train(
         engine,
@@ -140,8 +148,15 @@ def train_all(
         num_tasks=len(data.tasks),
         stop_requested=lambda: stop.requested,
         on_step=on_step,
+        on_batches=notes.add if notes is not None else None,
     )
     journal.end_training()
+    num_steps = result.step if result is not None else first_step
+    if notes is not None:
+        notes.close()
+        world.barrier()
+        if world.is_main:
+            merge_notes(folder, world_size=world.size, num_steps=num_steps)
     if result is not None and result.stop and result.step < training.num_steps:
         raise StoppedEarly
     return training.num_steps

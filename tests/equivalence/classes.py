@@ -30,6 +30,8 @@ RECOMPUTE = ("training.activation_checkpointing=true",)
 KEEP = ("training.activation_checkpointing=false",)
 LABELS = ("objective=classification", "classification.labels=[positive, negative]")
 TO_LENGTH = ("data.padding=sequence_length",)
+PACKED = ("data.packing=true",)
+BY_TOKENS = ("training.examples_per_step=null", "training.tokens_per_step=2048", "training.examples_per_device=8")
 FP16 = ("precision", "fp16")
 
 
@@ -73,6 +75,13 @@ def cases_on_one_process(encoder: Path) -> dict[str, Case]:
         "lora and whole embeddings": Case(overrides=(*ONE, *WHOLE)),
         "padded to length": Case(overrides=(*ONE, *TO_LENGTH)),
         "padded to length, pads read": Case(overrides=(*ONE, *TO_LENGTH), fault="pads are read"),
+        "packed": Case(overrides=(*ONE, *PACKED)),
+        "packed, a row at a time": Case(overrides=(*ONE, *PACKED, "training.examples_per_device=1")),
+        "packed, eager": Case(overrides=(*ONE, *PACKED, "model.attention=eager")),
+        "packed, examples see across": Case(overrides=(*ONE, *PACKED), fault="rows see across"),
+        "packed LoRA": Case(overrides=(*ONE, *LORA, *PACKED)),
+        "a token budget": Case(overrides=(*ONE, *BY_TOKENS)),
+        "packed to a token budget": Case(overrides=(*ONE, *BY_TOKENS, *PACKED)),
         "int8": Case(overrides=(*ONE, *LORA, "model.quantisation=int8")),
         "int8 with wrong scales": Case(overrides=(*ONE, *LORA, "model.quantisation=int8"), fault="wrong scale of int8"),
         "recomputed": Case(overrides=(*ONE, *RECOMPUTE)),
@@ -122,6 +131,17 @@ def cases_on_two_processes(encoder: Path) -> dict[str, Case]:
         "recomputed zero2": Case(overrides=zero(2, *RECOMPUTE)),
         "recomputed zero3": Case(overrides=zero(3, *RECOMPUTE)),
         "zero3, measured": Case(overrides=zero(3), evaluate=True),
+        "packed ddp": Case(overrides=ddp(*PACKED)),
+        "packed zero2": Case(overrides=zero(2, *PACKED)),
+        "packed zero3": Case(overrides=zero(3, *PACKED)),
+        "packed zero3, examples see across": Case(overrides=zero(3, *PACKED), fault="rows see across"),
+        "a token budget, ddp": Case(overrides=ddp(*BY_TOKENS)),
+        "a token budget, zero2": Case(overrides=zero(2, *BY_TOKENS)),
+        "a token budget, zero3": Case(overrides=zero(3, *BY_TOKENS)),
+        "a token budget, own normaliser": Case(overrides=ddp(*BY_TOKENS), fault="own normaliser"),
+        "packed to a token budget, zero2": Case(overrides=zero(2, *BY_TOKENS, *PACKED)),
+        "packed to a token budget, zero3": Case(overrides=zero(3, *BY_TOKENS, *PACKED)),
+        "packed to a token budget, own normaliser": Case(overrides=ddp(*BY_TOKENS, *PACKED), fault="own normaliser"),
         "encoder ddp": Case(overrides=ddp(*LABELS), config=encoder),
         "encoder zero2": Case(overrides=zero(2, *LABELS), config=encoder),
         "encoder zero3": Case(overrides=zero(3, *LABELS), config=encoder),
@@ -167,6 +187,27 @@ CLASSES = {
         reference="encoder",
         members=("encoder padded to length",),
         negatives=("encoder padded to length, pads read",),
+    ),
+    "packed, not packed": Class(
+        reference="1 x 4",
+        members=(
+            *("packed", "packed, a row at a time", "packed, eager"),
+            *("packed ddp", "packed zero2", "packed zero3"),
+        ),
+        negatives=("packed, examples see across", "packed zero3, examples see across"),
+    ),
+    "packed, not packed, LoRA": Class(
+        reference="lora", members=("packed LoRA",), negatives=("packed, examples see across",)
+    ),
+    "layouts, a token budget": Class(
+        reference="a token budget",
+        members=("a token budget, ddp", "a token budget, zero2", "a token budget, zero3"),
+        negatives=("a token budget, own normaliser",),
+    ),
+    "layouts, packed to a token budget": Class(
+        reference="packed to a token budget",
+        members=("packed to a token budget, zero2", "packed to a token budget, zero3"),
+        negatives=("packed to a token budget, own normaliser",),
     ),
     "8-bit and fp32, first loss": Class(
         reference="lora",

@@ -244,8 +244,8 @@ def test_activations_and_logits_are_the_peak_of_forward_and_backward(
     targets = torch.ones(EXAMPLES, TOKENS, dtype=torch.long)
     gc.collect()
     with Allocations([*model.parameters(), *model.buffers()]) as allocations:
-        nll, _ = target_nll(forward(model, config, examples=EXAMPLES), targets)
-        nll.sum().backward()
+        nll_BT, _ = target_nll(forward(model, config, examples=EXAMPLES), targets)
+        nll_BT.sum().backward()
     activations = activation_bytes(
         config,
         geometry,

@@ -1,11 +1,14 @@
 """Data as a user meets it: many kinds of files, a split by content, overlap that is found, and `retain data`."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from transformers import AutoTokenizer
 
 from launch.demo import prepare_demo
 from launch.machine import this_machine
@@ -107,7 +110,7 @@ def test_bad_examples_are_all_named_or_skipped_and_counted(tmp_path: Path, model
     skipped = fine(retain("data", str(path), "data.on_bad_example=skip"))
     (row,) = [line for line in skipped.splitlines() if line.startswith("\u2502 quiz") and "%" not in line]
     cells = [cell.strip() for cell in row.strip("\u2502").split("\u2502")]
-    assert cells[:5] == ["quiz", "20", "0", "2", "20"]  # examples, over-long, bad, held out
+    assert cells[:6] == ["quiz", "20", "0", "0", "2", "20"]  # examples, over-long, cut, bad, measured
 
 
 def test_the_page_shows_shares_by_tokens_and_marks_what_is_trained(tmp_path: Path, model_folder: Path) -> None:
@@ -127,6 +130,47 @@ def test_the_page_shows_shares_by_tokens_and_marks_what_is_trained(tmp_path: Pat
     assert draws["short"] > 1.5 * draws["long"]  # the same number of tokens takes more of the short ones
     assert page.count("[[ good") + page.count("[[ bad") == 4
     assert "Lengths of long in tokens" in page
+
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}({{ message.role }}) {{ message.content }} (end)\n{% endfor %}"
+    "{% if add_generation_prompt %}(assistant) {% endif %}"
+)
+
+
+def test_conversations_are_trained_turn_by_turn_in_the_models_own_template(tmp_path: Path, model_folder: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(model_folder, model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(model)
+    rows = [
+        {
+            "conversation": [
+                {"role": "system", "content": "Be brief."},
+                {"role": "user", "content": f"What is number {n}?"},
+                {"role": "assistant", "content": f"It is n{n}."},
+                {"role": "user", "content": "Say: Assistant: no."},
+                {"role": "assistant", "content": "Yes."},
+            ]
+        }
+        for n in range(60)
+    ]
+    source = tmp_path / "chats.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    task = {"train": str(source), "format": "chat", "columns": {"messages": "conversation"}, "heldout_share": 0.2}
+    path = configuration(tmp_path, model, {"sequence_length_tokens": 128, "packing": True, "tasks": {"chat": task}})
+    page = fine(retain("data", str(path), "data.leakage=off", "--html", str(tmp_path / "page.html")))
+    example = page[page.index("Example") : page.index("written:")]
+    turns = re.findall(r"\[\[(.*?)\]\]", example, flags=re.DOTALL)
+    assert len(turns) == 2
+    assert re.fullmatch(r"It is n\d+\. \(end\)", turns[0])
+    assert turns[1] == "Yes. (end)"
+    html = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert html.count("(end)</mark>") == 2
+    assert "<svg" in html
+    done = retain("train", str(path), "data.leakage=off", "data.tasks.chat.train_on=last")
+    assert "loss" in fine(done)
 
 
 def test_the_split_never_changes() -> None:

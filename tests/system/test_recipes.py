@@ -120,9 +120,10 @@ RECIPES = {
 }
 DEMOS = {
     "demo": Meant("zero2", 2, "fp32", 852_608, 852_608, 0.003410),
+    "multitask": Meant("zero2", 2, "fp32", 852_608, 852_608, 0.003410),
     "demo_smollm2": Meant("zero2", 2, "fp32", 134_515_008, LORA_SMOLLM2, 0.5576),  # 4 * (0.134515 + 0.004884)
 }
-"""Planned here; other tests train the demo."""
+"""Planned here; other tests train them."""
 
 CHAT_TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant]\n"
 TINY = (

@@ -44,7 +44,7 @@ def start_and_interrupt(
 ) -> tuple[int, str]:
     """Start a run, signal the launcher (or `act`) once a line of its output begins so, and wait for its end."""
     process = subprocess.Popen(
-        command("train", "configs/demo.yaml", *SHORT_RUN, f"run.folder={folder}", *overrides),
+        command("train", "configs/demo.yaml", *SHORT_RUN, f"run.folder={folder}", "run.record_order=true", *overrides),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -97,6 +97,8 @@ def test_ctrl_c_writes_a_checkpoint_says_how_to_go_on_and_leaves_no_process(
     assert done.returncode == 0, done.stdout + done.stderr
     assert trajectory(folder) == trajectory(run("zero2"))
     assert weights_hash(folder) == weights_hash(run("zero2"))
+    steps = [line.split(",")[0] for line in (folder / "order.csv").read_text(encoding="utf-8").splitlines()[1:]]
+    assert steps == [str(step) for step in range(1, 13) for _ in range(64)]
 
 
 def test_a_stop_during_the_first_measurement_can_be_resumed(tmp_path: Path) -> None:

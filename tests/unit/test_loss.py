@@ -47,63 +47,66 @@ def reference_loss(logits_BTV: Tensor, targets_BT: Tensor, *, reduction: str) ->
 def test_a_flat_distribution_costs_the_logarithm_of_the_vocabulary_at_each_target() -> None:
     # 2 and 1 supervised tokens, over 4 words: 2 ln 4 and ln 4.
     targets_BT = shifted([IGNORED, IGNORED, 1, 2], [IGNORED, 3, IGNORED, IGNORED])
-    nll_B, tokens_B = target_nll(torch.zeros(2, 4, 4), targets_BT)
-    assert nll_B.tolist() == pytest.approx([2 * math.log(4), math.log(4)], abs=ROUNDING)
-    assert tokens_B.tolist() == [2, 1]
+    nll_BT, supervised_BT = target_nll(torch.zeros(2, 4, 4), targets_BT)
+    assert nll_BT.sum(dim=1).tolist() == pytest.approx([2 * math.log(4), math.log(4)], abs=ROUNDING)
+    assert supervised_BT.sum(dim=1).tolist() == [2, 1]
 
 
 def test_a_position_is_judged_by_its_target() -> None:
     # Position 0 says word 1 with odds 3 : 1, position 1 says word 0 with odds 7 : 1; the last one predicts nothing.
     # Targets 1, 1, none: -ln 3/4 at position 0, -ln 1/8 at position 1.
     logits_BTV = torch.tensor([[[0.0, math.log(3)], [math.log(7), 0.0], [math.log(99), 0.0]]])
-    nll_B, tokens_B = target_nll(logits_BTV, shifted([IGNORED, 1, 1]))
-    assert nll_B.item() == pytest.approx(math.log(4 / 3) + math.log(8), abs=ROUNDING)
-    assert tokens_B.item() == 2
+    nll_BT, supervised_BT = target_nll(logits_BTV, shifted([IGNORED, 1, 1]))
+    assert nll_BT[0].tolist() == pytest.approx([math.log(4 / 3), math.log(8), 0.0], abs=ROUNDING)
+    assert supervised_BT.tolist() == [[True, True, False]]
 
 
 def test_a_classifier_has_one_position_an_example() -> None:
     # Logits ln 3 : 0 give 3/4 and 1/4; the right classes are 0 and 1.
     logits_BTV = torch.tensor([[[math.log(3), 0.0]], [[math.log(3), 0.0]]])
-    nll_B, targets_B = target_nll(logits_BTV, torch.tensor([[0], [1]]))
-    assert nll_B.tolist() == pytest.approx([math.log(4 / 3), math.log(4)], abs=ROUNDING)
-    assert targets_B.tolist() == [1, 1]
+    nll_BT, supervised_BT = target_nll(logits_BTV, torch.tensor([[0], [1]]))
+    assert nll_BT.shape == (2, 1)
+    assert nll_BT.flatten().tolist() == pytest.approx([math.log(4 / 3), math.log(4)], abs=ROUNDING)
+    assert supervised_BT.tolist() == [[True], [True]]
 
 
 def test_each_row_is_torchs_cross_entropy_of_that_row() -> None:
     ids_BT, targets_BT = random_batch(num_targets=[1, 4, 7, 9], width=10, seed=1)
     logits_BTV = bigram_weights().detach()[ids_BT]
-    nll_B, tokens_B = target_nll(logits_BTV, targets_BT)
+    nll_BT, supervised_BT = target_nll(logits_BTV, targets_BT)
     for row, number in enumerate((1, 4, 7, 9)):
         wanted = reference_loss(logits_BTV[row : row + 1], targets_BT[row : row + 1], reduction="sum")
-        assert nll_B[row].item() == pytest.approx(wanted.item(), rel=ROUNDING)
-        assert tokens_B[row] == number
+        assert nll_BT[row].sum().item() == pytest.approx(wanted.item(), rel=ROUNDING)
+        assert supervised_BT[row].sum() == number
 
 
-def test_scattered_labels_go_back_to_their_own_rows() -> None:
-    # Labels with gaps: the loss of every token has to return to the row that it came from.
+def test_scattered_labels_go_back_to_their_own_places() -> None:
+    # Labels with gaps: the loss of every token has to return to the row and the position that it came from.
     targets_BT = shifted([IGNORED, 4, IGNORED, 5], [IGNORED, IGNORED, IGNORED, IGNORED], [IGNORED, IGNORED, 6, 7])
     logits_BTV = torch.randn(3, 4, V, generator=torch.Generator().manual_seed(5))
-    nll_B, tokens_B = target_nll(logits_BTV, targets_BT)
+    nll_BT, supervised_BT = target_nll(logits_BTV, targets_BT)
     log_p = logits_BTV.log_softmax(-1)
-    wanted = [-(log_p[0, 0, 4] + log_p[0, 2, 5]).item(), 0.0, -(log_p[2, 1, 6] + log_p[2, 2, 7]).item()]
-    assert nll_B.tolist() == pytest.approx(wanted, abs=ROUNDING)
-    assert tokens_B.tolist() == [2, 0, 2]
+    wanted_BT = torch.zeros(3, 4)
+    for row, position, target in ((0, 0, 4), (0, 2, 5), (2, 1, 6), (2, 2, 7)):
+        wanted_BT[row, position] = -log_p[row, position, target]
+    assert torch.allclose(nll_BT, wanted_BT, rtol=0, atol=ROUNDING)
+    assert torch.equal(supervised_BT, wanted_BT > 0)
 
 
 def test_half_precision_logits_are_summed_in_fp32() -> None:
     ids_BT, targets_BT = random_batch(num_targets=[6, 3], width=8, seed=2)
     logits_BTV = bigram_weights().detach()[ids_BT].bfloat16()
-    nll_B, _ = target_nll(logits_BTV, targets_BT)
-    assert nll_B.dtype == torch.float32
+    nll_BT, _ = target_nll(logits_BTV, targets_BT)
+    assert nll_BT.dtype == torch.float32
     wanted = reference_loss(logits_BTV.float(), targets_BT, reduction="sum")
-    assert nll_B.sum().item() == pytest.approx(wanted.item(), rel=ROUNDING)
+    assert nll_BT.sum().item() == pytest.approx(wanted.item(), rel=ROUNDING)
 
 
 def test_a_row_without_targets_costs_nothing_and_receives_no_gradient() -> None:
     logits_BTV = torch.randn(2, 3, V, requires_grad=True)
-    nll_B, tokens_B = target_nll(logits_BTV, shifted([IGNORED, 1, 2], [IGNORED] * 3))
-    nll_B.sum().backward()
-    assert (nll_B[1].item(), tokens_B[1].item()) == (0.0, 0)
+    nll_BT, supervised_BT = target_nll(logits_BTV, shifted([IGNORED, 1, 2], [IGNORED] * 3))
+    nll_BT.sum().backward()
+    assert (nll_BT[1].tolist(), supervised_BT[1].tolist()) == ([0.0] * 3, [False] * 3)
     assert logits_BTV.grad is not None
     assert logits_BTV.grad[0].abs().sum() > 0
     assert torch.equal(logits_BTV.grad[1], torch.zeros(3, V))
@@ -113,9 +116,9 @@ def test_a_row_without_targets_costs_nothing_and_receives_no_gradient() -> None:
 def test_a_batch_without_any_target_still_takes_a_backward_pass_of_zeros(width: int) -> None:
     # Every rank has to enter the backward pass, or the others would wait for its gradients.
     logits_BTV = torch.randn(2, width, V, requires_grad=True)
-    nll_B, tokens_B = target_nll(logits_BTV, torch.full((2, width), IGNORED))
-    normalised_loss(nll_B, world_size=2, num_targets=torch.tensor(5.0, dtype=torch.float64)).backward()
-    assert (nll_B.tolist(), tokens_B.tolist()) == ([0.0, 0.0], [0, 0])
+    nll_BT, supervised_BT = target_nll(logits_BTV, torch.full((2, width), IGNORED))
+    normalised_loss(nll_BT, world_size=2, num_targets=torch.tensor(5.0, dtype=torch.float64)).backward()
+    assert (nll_BT.tolist(), supervised_BT.tolist()) == ([[0.0] * width] * 2, [[False] * width] * 2)
     assert logits_BTV.grad is not None
     assert torch.equal(logits_BTV.grad, torch.zeros(2, width, V))
 
@@ -145,8 +148,8 @@ def accumulated_gradient(microbatches: list[tuple[Tensor, Tensor]], *, world_siz
     """What one rank's engine accumulates: it sums over micro-batches."""
     weights = bigram_weights()
     for ids_BT, targets_BT in microbatches:
-        nll_B, _ = target_nll(weights[ids_BT], targets_BT)
-        normalised_loss(nll_B, world_size=world_size, num_targets=tokens).backward()
+        nll_BT, _ = target_nll(weights[ids_BT], targets_BT)
+        normalised_loss(nll_BT, world_size=world_size, num_targets=tokens).backward()
     assert weights.grad is not None
     return weights.grad
 
@@ -189,6 +192,7 @@ def test_a_mean_of_means_would_be_another_gradient() -> None:
 
 
 def test_the_normaliser_multiplies_by_the_ranks_and_divides_by_the_tokens_of_the_step() -> None:
-    # (1.5 + 2.5) * 4 / 32 = 0.5, in the precision of the losses.
-    loss = normalised_loss(torch.tensor([1.5, 2.5]), world_size=4, num_targets=torch.tensor(32.0, dtype=torch.float64))
+    # (1.5 + 0 + 0.5 + 2) * 4 / 32 = 0.5, in the precision of the losses.
+    nll_BT = torch.tensor([[1.5, 0.0], [0.5, 2.0]])
+    loss = normalised_loss(nll_BT, world_size=4, num_targets=torch.tensor(32.0, dtype=torch.float64))
     assert (loss.item(), loss.dtype) == (0.5, torch.float32)

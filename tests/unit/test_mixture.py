@@ -1,11 +1,14 @@
 """Order over tasks: every prefix holds the shares, every pass holds every example, nothing depends on the reader."""
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from trainer.data.mixture import Draw, Mixture, task_sequence
+from trainer.data.draws import Draw, Mixture
+from trainer.data.mixture import task_sequence
+from trainer.data.order import Order, open_order
 
 ROUNDING = 1e-9
 LENGTH = 600
@@ -47,6 +50,11 @@ def promise(num_tasks: int) -> float:
 
 def draws(mixture: Mixture) -> list[Draw]:
     return [mixture[position] for position in range(len(mixture))]
+
+
+def counts(mixture: Mixture) -> list[int]:
+    """Positions of each of three tasks."""
+    return np.bincount(mixture.tasks_T, minlength=3).tolist()
 
 
 def passes(mixture: Mixture, *, task: int, size: int) -> list[list[int]]:
@@ -133,22 +141,60 @@ def test_two_tasks_of_one_size_are_shuffled_apart() -> None:
     assert passes(mixture, task=0, size=20) != passes(mixture, task=1, size=20)
 
 
-def test_counts_are_the_positions_of_each_task() -> None:
+def test_a_position_says_its_task_and_its_example() -> None:
     # Shares 1/2, 1/3, 1/6 of 60.
     mixture = Mixture(sizes=[4, 4, 4], shares=normalised(3.0, 2.0, 1.0), length=60, seed=SEED)
-    assert (len(mixture), mixture.counts()) == (60, [30, 20, 10])
-    assert [sum(draw.task == task for draw in draws(mixture)) for task in range(3)] == [30, 20, 10]
+    assert (len(mixture), counts(mixture)) == (60, [30, 20, 10])
+    columns = zip(mixture.tasks_T.tolist(), mixture.indices_T.tolist(), strict=True)
+    assert draws(mixture) == [Draw(task, index) for task, index in columns]
 
 
 def test_a_task_that_is_never_drawn_is_counted_as_zero() -> None:
     mixture = Mixture(sizes=[4, 4], shares=normalised(1.0, 1e-6), length=10, seed=SEED)
-    assert mixture.counts() == [10, 0]
+    assert counts(mixture) == [10, 0, 0]
+    assert order_of(mixture, [np.array([5] * 4)] * 2, starts=[0, 10]).draws(2) == [10, 0]
 
 
-def test_repeats_are_the_draws_of_a_task_by_its_size() -> None:
-    # 30, 20 and 10 draws of 4, 40 and 5 examples.
-    mixture = Mixture(sizes=[4, 40, 5], shares=normalised(3.0, 2.0, 1.0), length=60, seed=SEED)
-    assert mixture.repeats() == [7.5, 0.5, 2.0]
+def order_of(mixture: Mixture, lengths: list[np.ndarray], *, starts: list[int]) -> Order:
+    return Order(mixture.tasks_T, mixture.indices_T, mixture.tokens(lengths), np.array(starts))
+
+
+def test_each_position_has_the_length_of_its_example() -> None:
+    lengths = [np.array([3, 1, 4, 1]), np.array([5, 9, 2])]
+    mixture = Mixture(sizes=[4, 3], shares=normalised(2.0, 1.0), length=30, seed=SEED)
+    assert mixture.tokens(lengths).tolist() == [int(lengths[draw.task][draw.index]) for draw in draws(mixture)]
+
+
+def test_an_order_counts_shares_and_repeats_of_the_steps_that_it_is_asked_for() -> None:
+    # Tasks 0 1 1 | 0 0 | 1: 3 and 3 draws. Tokens 4 1 2 | 3 6 | 5.
+    tasks, tokens = np.array([0, 1, 1, 0, 0, 1, 0]), np.array([4, 1, 2, 3, 6, 5, 100])
+    order = Order(tasks, np.array([2, 0, 1, 0, 1, 0, 2]), tokens, np.array([0, 3, 5, 6]))
+    assert (order.num_examples, order.draws(2), order.draws(3)) == (6, [3, 3], [3, 3, 0])
+    assert [list(order.positions(step)) for step in range(3)] == [[0, 1, 2], [3, 4], [5]]
+    assert (order.draw(0), order.draw(5)) == (Draw(0, 2), Draw(1, 0))
+    assert order.realised(0, 3, num_tasks=2, unit="examples") == [0.5, 0.5]
+    assert order.realised(0, 2, num_tasks=2, unit="examples") == [0.6, 0.4]
+    assert order.realised(1, 2, num_tasks=3, unit="examples") == [1.0, 0.0, 0.0]
+    # 4 + 3 + 6 of 16, and 9 of 14.
+    assert order.realised(0, 2, num_tasks=2, unit="tokens") == pytest.approx([13 / 16, 3 / 16], abs=ROUNDING)
+    assert order.realised(1, 3, num_tasks=2, unit="tokens") == pytest.approx([9 / 14, 5 / 14], abs=ROUNDING)
+
+
+def test_an_order_comes_back_from_its_files_as_it_was(tmp_path: Path) -> None:
+    lengths = [np.arange(4, 44), np.arange(9, 16)]
+    mixture = Mixture(sizes=[40, 7], shares=normalised(5.0, 3.0), length=90, seed=SEED)
+    order = order_of(mixture, lengths, starts=[0, 30, 70, 90])
+    order.write(tmp_path)
+    found = open_order(tmp_path)
+    assert isinstance(found.tasks_T, np.memmap)
+    assert [found.draw(position) for position in range(90)] == draws(mixture)
+    assert [found.positions(step) for step in range(3)] == [range(30), range(30, 70), range(70, 90)]
+    for before, after in zip(columns_of(order), columns_of(found), strict=True):
+        assert (before.dtype, before.tolist()) == (after.dtype, after.tolist())
+
+
+def columns_of(order: Order) -> list[np.ndarray]:
+    return [order.tasks_T, order.indices_T, order.tokens_T, order.step_starts_S1]
 
 
 def test_shares_that_never_change_are_served_alike_as_one_row_or_as_many() -> None:
@@ -185,7 +231,7 @@ def test_a_task_with_long_examples_is_drawn_less_often_for_its_share_of_tokens()
     # Equal shares of tokens, examples of 10 and 30 tokens: three draws to one.
     tokens = [np.full(6, 10), np.full(6, 30)]
     mixture = Mixture(sizes=[6, 6], shares=normalised(1, 1), length=400, seed=SEED, example_tokens=tokens)
-    assert mixture.counts() == [300, 100]
+    assert counts(mixture) == [300, 100, 0]
 
 
 def test_the_lengths_that_shares_are_kept_with_are_those_of_the_examples_drawn() -> None:

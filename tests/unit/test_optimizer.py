@@ -85,10 +85,10 @@ def take_steps(engine: PlainEngine, seeds: range) -> list[float]:
     for seed in seeds:
         ids_BT = torch.randint(0, 64, (4, 12), generator=torch.Generator().manual_seed(seed))
         targets_BT = torch.cat([ids_BT[:, 1:], torch.full((4, 1), IGNORED)], dim=1)
-        batch = Batch(ids_BT, torch.ones_like(ids_BT), targets_BT, torch.zeros(4, dtype=torch.long))
+        batch = Batch(ids_BT, torch.ones_like(ids_BT), targets_BT, torch.zeros_like(ids_BT))
         with engine.microstep(last=True):
-            nll_B, _ = target_nll(engine.forward(batch), targets_BT)
-            engine.backward(nll_B.mean())
+            nll_BT, _ = target_nll(engine.forward(batch), targets_BT)
+            engine.backward(nll_BT.sum(dim=1).mean())
         norm = engine.apply(learning_rate=1e-3)
         assert norm is not None
         norms.append(norm)

@@ -21,7 +21,7 @@ def refused_row(prompt: str, row: dict[str, object]) -> str:
 def test_a_row_is_rendered_into_prompt_and_response_byte_by_byte() -> None:
     row = {"id": 5, "text": " a & <b>\n", "label": "good"}
     rendered = template(prompt="Review: {{ text }}\nIs it good?\n", response=" {{ label }}\n").render(row, where="f:1")
-    assert rendered == Rendered("5", "Review:  a & <b>\n\nIs it good?\n", " good\n", "  a & <b>\n ")
+    assert rendered == Rendered("5", "Review:  a & <b>\n\nIs it good?\n", " good\n", "  a & <b>\n ", "f:1")
 
 
 def test_a_row_without_id_is_named_by_its_content_wherever_the_file_lies() -> None:

@@ -1,21 +1,32 @@
-"""Shares of tasks: what the formulas of Raffel et al. (2020) give, worked by hand."""
+"""How much tasks count by their sizes: what the formulas of Raffel et al. (2020) give, worked by hand."""
 
 import numpy as np
 import pytest
 
 from trainer.config.data_schema import MixtureSection
-from trainer.data.shares import task_shares
+from trainer.data.course import Course
+from trainer.data.shares import base_weights
 
 ROUNDING = 1e-12
 
 
-def shares(*, sizes=(100, 300, 1600), tokens=(4000, 2000, 2000), **mixture) -> list[float]:
-    return task_shares(MixtureSection(**mixture), weights=(1.0, 1.0, 2.0), sizes=sizes, tokens=tokens).tolist()
+def base(*, sizes=(100, 300, 1600), tokens=(4000, 2000, 2000), **mixture) -> list[float]:
+    return base_weights(MixtureSection(**mixture), sizes=sizes, tokens=tokens).tolist()
+
+
+def shares(*weight: float, **mixture) -> list[float]:
+    """What tasks of these weights, or all of weight 1, have in every step of a run."""
+    factors = base(**mixture)
+    names = [f"task{number}" for number in range(len(factors))]
+    weights = dict(zip(names, weight or [1.0] * len(names), strict=True))
+    course = Course(names=names, base=factors, weights=weights, stages=(), replay=None, num_steps=3)
+    assert course.is_steady
+    return course.shares_at(2).tolist()
 
 
 def test_explicit_shares_are_the_weights_whatever_the_sizes() -> None:
-    assert shares() == [0.25, 0.25, 0.5]
-    assert shares(unit="tokens") == [0.25, 0.25, 0.5]
+    assert shares(1.0, 1.0, 2.0) == [0.25, 0.25, 0.5]
+    assert shares(1.0, 1.0, 2.0, unit="tokens") == [0.25, 0.25, 0.5]
 
 
 def test_proportional_shares_are_the_numbers_of_examples() -> None:
@@ -26,6 +37,11 @@ def test_proportional_shares_are_the_numbers_of_examples() -> None:
 def test_proportional_shares_of_tokens_are_the_numbers_of_tokens() -> None:
     # 4000, 2000 and 2000 of 8000.
     assert shares(weights="proportional", unit="tokens") == [0.5, 0.25, 0.25]
+
+
+def test_a_weight_multiplies_what_follows_from_the_size() -> None:
+    # 6 * 100, 2 * 300 and 0.5 * 1600 are 600, 600 and 800 of 2000.
+    assert shares(6.0, 2.0, 0.5, weights="proportional") == pytest.approx([0.3, 0.3, 0.4], abs=ROUNDING)
 
 
 def test_a_task_counts_at_most_the_cap_in_the_unit_of_the_shares() -> None:
@@ -52,13 +68,21 @@ def test_extreme_temperatures_stay_finite() -> None:
     assert shares(weights="proportional", temperature=1e12) == pytest.approx([1 / 3] * 3, abs=1e-9)
 
 
+def test_the_largest_task_has_the_factor_one() -> None:
+    assert base() == base(unit="tokens") == [1.0, 1.0, 1.0]
+    assert base(weights="proportional") == [0.0625, 0.1875, 1.0]
+    assert base(weights="proportional", unit="tokens", temperature=2.0)[0] == 1.0
+
+
 def test_one_task_has_everything() -> None:
-    assert task_shares(MixtureSection(), weights=[3.0], sizes=[5], tokens=[9]).tolist() == [1.0]
+    assert shares(3.0, sizes=[5], tokens=[9]) == [1.0]
 
 
 def test_shares_sum_to_one() -> None:
     generator = np.random.default_rng(0)
     for _ in range(50):
         sizes = generator.integers(1, 10**9, generator.integers(1, 40)).tolist()
-        found = shares(sizes=sizes, weights="proportional", temperature=generator.uniform(0.1, 20))
+        found = shares(
+            sizes=sizes, tokens=[1] * len(sizes), weights="proportional", temperature=generator.uniform(0.1, 20)
+        )
         assert sum(found) == pytest.approx(1.0, abs=ROUNDING)

@@ -17,7 +17,7 @@ import pytest
 
 from trainer.config.data_schema import Source
 from trainer.config.errors import DataError
-from trainer.data.sources import MAX_NAMED, BadExamples, as_dataset, read_rows
+from trainer.data.sources import MAX_NAMED, BadExamples, read_rows
 
 TABLE = [{"text": 'a, "film"\nof two lines', "label": "good"}, {"text": "\u00e9t\u00e9 \u2028;\ttab", "label": "bad"}]
 FLAT_MEMORY_BYTES = 400_000
@@ -268,8 +268,3 @@ def test_a_hub_data_set_that_was_downloaded_is_read_without_network(tmp_path: Pa
     assert revision.endswith(f"network: hf download --repo-type dataset org/quotes --revision {'0' * 40}")
     assert gone.startswith("hub org/gone train: found neither in the local cache nor on the hub (")
     assert gone.endswith("Where there is network: hf download --repo-type dataset org/gone")
-
-
-def test_rows_become_a_table() -> None:
-    table = as_dataset([{"ids": [1, 2], "n": 1}, {"ids": [3], "n": 0}])
-    assert (len(table), table[0], table[1]) == (2, {"ids": [1, 2], "n": 1}, {"ids": [3], "n": 0})

@@ -1,11 +1,14 @@
 """Rows to words: named formats, several templates by id, and the content that says which example it is."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from trainer.config.data_schema import FORMATS, TaskSection, TemplateSection
 from trainer.config.errors import DataError
+from trainer.data.chat import Message
+from trainer.data.examples import renderer
 from trainer.data.templates import Rendered, TaskTemplates
 
 TWO = (
@@ -14,9 +17,21 @@ TWO = (
 )
 
 
+CHAT = [
+    {"role": role, "content": content}
+    for role, content in (
+        ("system", "Be brief."),
+        ("user", "Hello."),
+        ("assistant", "Hi."),
+        ("user", "Bye."),
+        ("assistant", "So long."),
+    )
+]
+
+
 def rendered(row: dict[str, object], **fields: object) -> Rendered:
     task = TaskSection.model_validate({"train": "t.jsonl", "heldout": "h.jsonl", **fields})
-    return TaskTemplates("quiz", task.all_templates).render(row, where="t.jsonl:1")
+    return renderer("quiz", task)(row, where="t.jsonl:1")
 
 
 @pytest.mark.parametrize(
@@ -39,6 +54,7 @@ def rendered(row: dict[str, object], **fields: object) -> Rendered:
             "Translate into Spanish.\nbread\nTranslation:",
             " pan",
         ),
+        ("chat", {"messages": CHAT}, "system: Be brief.\nuser: Hello.\nassistant: Hi.\nuser: Bye.\n", "So long."),
     ],
 )
 def test_a_named_format_knows_its_columns(kind: str, row: dict[str, object], prompt: str, response: str) -> None:
@@ -47,12 +63,26 @@ def test_a_named_format_knows_its_columns(kind: str, row: dict[str, object], pro
 
 
 def test_every_named_format_is_tested_above() -> None:
-    assert set(FORMATS) == {"instruction", "completion", "text", "labelled", "ner", "translation"}
+    assert set(FORMATS) == {"instruction", "completion", "text", "labelled", "ner", "translation", "chat"}
 
 
 def test_a_column_that_a_format_needs_is_told_with_those_that_are_there() -> None:
     with pytest.raises(DataError, match=r"t\.jsonl:1: missing column output, .* Columns here: instruction\."):
         rendered({"instruction": "Add."}, format="instruction")
+    with pytest.raises(
+        DataError, match=r"1: missing column messages, .*\.format chat reads\. Columns here: id, text\.$"
+    ):
+        rendered({"text": "Hi.", "id": 3}, format="chat")
+
+
+def test_a_conversation_is_kept_message_by_message_and_told_apart_by_all_that_is_said() -> None:
+    found = rendered({"messages": CHAT}, format="chat")
+    assert found.messages == tuple(Message(turn["role"], turn["content"]) for turn in CHAT)
+    assert found.bare_prompt == "Be brief.\nHello.\nHi.\nBye."
+    assert found.content == "Be brief.\nHello.\nHi.\nBye.\nSo long."
+    other = rendered({"messages": [{"role": "user", "content": "Bye."}, *CHAT[-1:]]}, format="chat")
+    assert len({found.example_id, other.example_id}) == 2
+    assert rendered({"messages": CHAT, "id": 7}, format="chat") == replace(found, example_id="7")
 
 
 def test_one_of_several_templates_follows_from_the_id_alone() -> None:
@@ -60,7 +90,7 @@ def test_one_of_several_templates_follows_from_the_id_alone() -> None:
     rows = [{"id": str(n), "text": f"film {n}", "label": "good"} for n in range(400)]
     once = [templates.render(row, where="x") for row in rows]
     again = [TaskTemplates("quiz", TWO).render(row, where="y") for row in reversed(rows)]
-    assert once == again[::-1]
+    assert once == [replace(example, where="x") for example in again[::-1]]
     # A fair coin of 400 throws has a standard deviation of 10: 200 +- 5 deviations.
     starts = Counter(example.prompt.startswith("Good or bad?") for example in once)
     assert 150 < starts[True] < 250
@@ -85,6 +115,8 @@ def test_the_bare_prompt_is_what_the_columns_say() -> None:
         ({"prompt": "p"}, "needs a `response`"),
         ({"format": "text", "response": "r"}, "format: text brings its own templates"),
         ({"templates": [{"response": "r"}], "prompt": "p"}, "`templates` and `prompt` are both given"),
+        ({"format": "chat", "prompt": "p"}, "format: chat brings its own templates"),
+        ({"format": "text", "train_on": "last"}, "`train_on` belongs to format: chat"),
     ],
 )
 def test_a_task_is_put_into_words_in_one_way(fields: dict[str, object], message: str) -> None:

@@ -4,9 +4,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from trainer.config.course_schema import ReplaySection, StageSection, Weight, course_complaint
 from trainer.config.sections import Name, PositiveInt, Section
 
-Format = Literal["templates", "instruction", "completion", "text", "labelled", "ner", "translation"]
+Format = Literal["templates", "instruction", "completion", "text", "labelled", "ner", "translation", "chat"]
 
 
 class HubSource(Section):
@@ -58,8 +59,10 @@ FORMATS: dict[Format, TemplateSection] = {
     "translation": TemplateSection(
         prompt="Translate into {{ language }}.\n{{ source }}\nTranslation:", response=" {{ target }}"
     ),
+    "chat": TemplateSection(prompt="{{ messages[:-1] }}", response="{{ messages[-1] }}"),
 }
-"""The templates of the named formats, over the columns that the field uses for them."""
+"""The templates of the named formats, over the columns that the field uses for them. Of a chat they only tell which
+columns it reads: the model's own chat template puts it into words."""
 
 
 class ScoreSection(Section):
@@ -98,6 +101,10 @@ class TaskSection(Section):
     heldout_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
     """Share of `train` that is held out where there is no `heldout`, chosen by the hash of each example's question."""
 
+    streaming: bool = False
+    """Read and tokenise `train` while training and keep nothing of it on disk: for sources larger than that. Needs a
+    `heldout`, explicit weights and shares of examples. A resumed run reads `train` again up to its place."""
+
     columns: Annotated[dict[str, str], Field(default_factory=dict)]
     """Names that templates use: columns of the source that hold them, where they differ."""
 
@@ -115,8 +122,13 @@ class TaskSection(Section):
     """Several ways to put an example into words, instead of one prompt and response. Which one an example gets follows
     from its id: the same one in every run."""
 
-    weight: Annotated[float, Field(gt=0)] = 1.0
-    """Share relative to the other tasks' weights (data.mixture.weights: explicit)."""
+    train_on: Literal["all", "last"] = "all"
+    """Which of the assistant's turns carry the loss (format: chat)."""
+
+    weight: Weight = 1.0
+    """Share relative to the other tasks' weights: a number, or a schedule over the run (`ramp`, `steps`). Under
+    data.mixture.weights: proportional it multiplies the share that follows from the size. 0: only replayed. Where
+    there are `stages`, their weights count instead."""
 
     score: ScoreSection | None = None
     """Task score on held-out examples. Without it, only the loss is measured."""
@@ -128,6 +140,10 @@ class TaskSection(Section):
             raise ValueError(f"format: {self.format} brings its own templates; remove it or {(*given, 'templates')[0]}")
         if self.format == "templates" and self.templates and given:
             raise ValueError(f"`templates` and `{given[0]}` are both given; keep one of them")
+        if self.streaming and self.heldout is None:
+            raise ValueError("`streaming` needs a `heldout`: a split would have to read all of `train` first")
+        if self.format != "chat" and self.train_on != "all":
+            raise ValueError("`train_on` belongs to format: chat; remove it")
         if self.format == "templates" and not self.templates and self.response is None:
             raise ValueError("needs a `response` (and usually a `prompt`), or `templates`, or a named `format`")
         return self
@@ -169,8 +185,9 @@ class DataSection(Section):
     sequence_length_tokens: Annotated[int, Field(ge=8)]
     """Longest example, prompt and response together, in tokens. At most the model's context."""
 
-    on_overlength: Literal["error", "drop"] = "error"
-    """An example that is too long: stop, or leave it out (counted and told). Never cut in silence."""
+    on_overlength: Literal["error", "drop", "truncate"] = "error"
+    """An example that is too long: stop, leave it out, or cut its end off (counted and told). Cut so that no trained
+    token is left, it counts as a bad example. Held-out examples are never cut: those that do not fit are left out."""
 
     on_bad_example: Literal["error", "skip"] = "error"
     """An example that cannot be read or put into words: stop and name them, or leave them out (counted and told)."""
@@ -184,11 +201,48 @@ class DataSection(Section):
     chat_template: bool = False
     """Wrap each prompt in the tokenizer's chat template, as one user turn. An error where it has none."""
 
+    packing: bool = False
+    """Put several examples into each row of `sequence_length_tokens`, none of which sees another one."""
+
     padding: Literal["batch", "sequence_length"] = "batch"
     """Fill rows up to the longest of their micro-batch, or always to `sequence_length_tokens` (equal shapes)."""
 
     mixture: MixtureSection = MixtureSection()
     """How often each task is drawn."""
 
+    stages: Annotated[tuple[StageSection, ...], Field(strict=False)] = ()
+    """Parts of the run, one after the other, each with weights of its own."""
+
+    replay: ReplaySection | None = None
+    """What every stage without a `replay` of its own repeats."""
+
+    stream_window_examples: PositiveInt = 10_000
+    """Examples of a streamed task that are in memory and are shuffled together."""
+
+    preparation_processes: PositiveInt | Literal["auto"] = "auto"
+    """Processes that read and tokenise large sources before the ranks start. auto: one for each core."""
+
+    preparation_timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
+    """How long to wait for a sign of life of another process that prepares the same data."""
+
     tasks: Annotated[dict[Name, TaskSection], Field(min_length=1)]
     """The tasks, by name."""
+
+    @model_validator(mode="after")
+    def _streams_need_no_sizes(self) -> Self:
+        streamed = [name for name, task in self.tasks.items() if task.streaming]
+        found = "weights: proportional" if self.mixture.weights == "proportional" else ""
+        found = found or ("unit: tokens" if self.mixture.unit == "tokens" else "")
+        if streamed and found:
+            raise ValueError(
+                f"mixture.{found} needs the size or the lengths of each task, and tasks.{streamed[0]} is streamed: "
+                "nobody knows them before its end. Set explicit weights of examples, or streaming: false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _course_fits_tasks(self) -> Self:
+        weights = {name: task.weight for name, task in self.tasks.items()}
+        if (complaint := course_complaint(weights, stages=self.stages, replay=self.replay)) is not None:
+            raise ValueError(complaint)
+        return self

@@ -18,6 +18,7 @@ def deepspeed_config(plan: Plan) -> dict[str, Any]:
     updates by the same formula; the engine sets learning rate and loss scale.
     """
     training = plan.config.training
+    accumulation = plan.microbatches_per_step or 1
     bucket = min(BUCKET_ELEMENTS, plan.memory.num_trainable_parameters)  # DeepSpeed allocates it whole
     main_memory = {"device": "cpu", "pin_memory": plan.device == "cuda"}
     offloaded = {
@@ -26,9 +27,10 @@ def deepspeed_config(plan: Plan) -> dict[str, Any]:
         "optimizer_and_parameters": {"offload_optimizer": main_memory, "offload_param": main_memory},
     }
     return {
-        "train_batch_size": training.examples_per_step,
+        # Only the product is checked: what is accumulated is told to the engine at every micro-batch.
+        "train_batch_size": plan.examples_per_microbatch * accumulation * plan.world_size,
         "train_micro_batch_size_per_gpu": plan.examples_per_microbatch,
-        "gradient_accumulation_steps": plan.microbatches_per_step,
+        "gradient_accumulation_steps": accumulation,
         "gradient_clipping": training.max_gradient_norm,
         "bf16": {"enabled": training.precision == "bf16"},
         "fp16": {"enabled": training.precision == "fp16", "loss_scale": 1.0},  # not 0, its dynamic one: see scaling.py

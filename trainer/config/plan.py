@@ -102,10 +102,11 @@ class Plan(Section):
     """Number of ranks."""
 
     examples_per_microbatch: int
-    """Examples of one forward and backward pass on one rank."""
+    """Examples, or packed rows, of one forward and backward pass on one rank."""
 
-    microbatches_per_step: int
-    """Forward and backward passes of one rank before the optimizer steps (accumulation)."""
+    microbatches_per_step: int | None
+    """Forward and backward passes of one rank before the optimizer steps (accumulation). None where it follows from
+    the examples of each step: of a token budget, or packed."""
 
     activation_checkpointing: bool
     """Recompute activations in the backward pass."""

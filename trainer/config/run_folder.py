@@ -67,6 +67,15 @@ class RunFolder:
         """Per-example records of one evaluation task, measured after optimizer step `step`."""
         return self.evaluation / f"step_{step:06d}" / f"{task}.jsonl"
 
+    @property
+    def order(self) -> Path:
+        """Step, task and id of every example that was trained on (run.record_order)."""
+        return self.path / "order.csv"
+
+    def order_notes(self, rank: int) -> Path:
+        """What one rank trained on, from which `order` is put together."""
+        return self.logs / f"order_rank_{rank:05d}.csv"
+
     def outcome(self, rank: int) -> Path:
         """How a rank ended, written by that rank."""
         return self.logs / f"outcome_rank_{rank:05d}.json"

@@ -43,6 +43,9 @@ class RunSection(Section):
     seed: int = 17
     """Seed of the data order, of new weights (LoRA) and of dropout."""
 
+    record_order: bool = False
+    """Write order.csv: step, task and id of every example that was trained on, in the order of the mixture."""
+
 
 class ModelSection(Section):
     """The model to start from."""
@@ -53,8 +56,9 @@ class ModelSection(Section):
     quantisation: Quantisation = "none"
     """Keep the frozen base in 8 or 4 bits (bitsandbytes: LLM.int8, NF4). With method: lora, on one process."""
 
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """Attention implementation that transformers uses."""
+    attention: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
+    """Attention implementation that transformers uses. With data.packing on a GPU, flash_attention_2 (package
+    flash-attn) and flex_attention do no work across the examples of a row; sdpa computes it and masks it out."""
 
 
 class LoraSection(Section):
@@ -114,11 +118,16 @@ class TrainingSection(Section):
     num_steps: PositiveInt
     """Optimizer steps of the whole run."""
 
-    examples_per_step: PositiveInt
-    """Global batch: examples of one optimizer step over all ranks and micro-batches."""
+    examples_per_step: PositiveInt | None = None
+    """Global batch: examples of one optimizer step over all ranks and micro-batches. Or give `tokens_per_step`."""
+
+    tokens_per_step: PositiveInt | None = None
+    """Global batch in tokens, prompts included: a step takes the next examples of the order as long as they fit. With
+    data.packing they fit where that many tokens of rows hold them: every step then has as many rows."""
 
     examples_per_device: PositiveInt | Literal["auto"] = "auto"
-    """Examples of one micro-batch on one device. auto: the largest divisor of a rank's share that is at most 16."""
+    """Examples, or packed rows, of one micro-batch on one device. auto: the largest divisor of a rank's share that is
+    at most 16 and fits."""
 
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
     """adamw, or bitsandbytes' AdamW with moments in 8 bits (Dettmers et al. 2022, arXiv 2110.02861)."""
@@ -160,6 +169,13 @@ class TrainingSection(Section):
 
     log_every_steps: PositiveInt = 10
     """Steps between two lines of metrics (metrics.jsonl, TensorBoard, screen)."""
+
+    @model_validator(mode="after")
+    def _one_batch_size(self) -> Self:
+        if (self.examples_per_step is None) == (self.tokens_per_step is None):
+            found = "neither is" if self.examples_per_step is None else "both are"
+            raise ValueError(f"wanted one of `examples_per_step` and `tokens_per_step`, and {found} given")
+        return self
 
 
 class LayoutSection(Section):
@@ -250,6 +266,8 @@ class RunConfig(Section):
         if self.freeze is not None and self.method != "full":
             raise ValueError(f"a `freeze` section is given but method is {self.method!r}, which freezes the whole base")
         self._objective_fits()
+        self._packing_fits()
+        self._streams_fit()
         if self.training.warmup_steps > self.training.num_steps:
             raise ValueError(
                 f"training.warmup_steps is {self.training.warmup_steps}, more than "
@@ -270,6 +288,42 @@ class RunConfig(Section):
                 f"{found} is given, but objective is 'classification': accuracy and macro-F1 are always "
                 "measured, and a prompt is given as it is. Remove it"
             )
+
+    def _packing_fits(self) -> None:
+        if not self.data.packing:
+            return
+        if self.objective == "classification":
+            raise ValueError(
+                "data.packing is true, but objective is 'classification': the head reads one place of each row, so a "
+                "row holds one example. Set data.packing=false"
+            )
+        length, budget = self.data.sequence_length_tokens, self.training.tokens_per_step
+        if budget is not None and budget % length:
+            raise ValueError(
+                f"training.tokens_per_step: found {budget}, which is no whole number of packed rows of "
+                f"{length} tokens (data.sequence_length_tokens). Set it to {max(1, budget // length) * length}"
+            )
+
+    def _streams_fit(self) -> None:
+        streamed = [name for name, task in self.data.tasks.items() if task.streaming]
+        if streamed and self.training.examples_per_step is None:
+            raise ValueError(
+                f"training.tokens_per_step needs the lengths of all examples, and data.tasks.{streamed[0]} is "
+                "streamed. Set training.examples_per_step instead, or streaming: false"
+            )
+        if streamed and self.data.stream_window_examples < (self.training.examples_per_step or 0):
+            raise ValueError(
+                f"data.stream_window_examples is {self.data.stream_window_examples}, less than the "
+                f"{self.training.examples_per_step} examples of a step. Raise it"
+            )
+
+    @property
+    def rows_per_step(self) -> int | None:
+        """Rows of one optimizer step where every step has as many; None where that follows from the examples."""
+        if not self.data.packing:
+            return self.training.examples_per_step
+        budget = self.training.tokens_per_step
+        return None if budget is None else budget // self.data.sequence_length_tokens
 
     @property
     def labels(self) -> tuple[str, ...]:

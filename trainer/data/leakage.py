@@ -10,7 +10,7 @@ import re
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -120,7 +120,7 @@ class Leakage:
 
     def found(self) -> list[Overlap]:
         """One overlap for each held-out example that has any: the strongest kind, then the most similar."""
-        return sorted(self._best.values(), key=lambda overlap: (overlap.evaluation, overlap.example_id))
+        return strongest(self._best.values())
 
     def _index(self) -> dict[Shingle, list[str]]:
         """The held-out texts by their rarest shingles, as many as prefix filtering needs."""
@@ -147,6 +147,16 @@ class Leakage:
         )
         if index not in self._best or _weakness(overlap) < _weakness(self._best[index]):
             self._best[index] = overlap
+
+
+def strongest(overlaps: Iterable[Overlap]) -> list[Overlap]:
+    """One overlap for each held-out example: what several `Leakage` found, each in a part of the training data."""
+    best: dict[tuple[str, str], Overlap] = {}
+    for overlap in overlaps:
+        key = overlap.evaluation, overlap.example_id
+        if key not in best or _weakness(overlap) < _weakness(best[key]):
+            best[key] = overlap
+    return sorted(best.values(), key=lambda overlap: (overlap.evaluation, overlap.example_id))
 
 
 def summary(found: Sequence[Overlap], totals: Mapping[str, int]) -> list[str]:

@@ -1,31 +1,20 @@
-"""Order of training examples across tasks.
+"""Order of the tasks, position by position, such that every prefix keeps their shares.
 
-Pure: the order is a function of (seed, position), never of the number of ranks,
-so a resumed run continues exactly where it stopped. Knows nothing of tensors.
+Pure: a function of shares and lengths, never of the number of ranks, so a resumed
+run continues exactly where it stopped. Knows nothing of examples and tensors.
 
 Shapes: K tasks, T positions.
 """
 
 import heapq
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import count, islice
+from collections.abc import Iterable, Sequence
+from itertools import islice
 
 import numpy as np
-
-from trainer.seeding import derived_seed
 
 ROUNDING = 1e-9
 FORECAST_DRAWS = 4096
 TRIES = 12
-
-
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """One position of the order: which task, and which of its examples."""
-
-    task: int
-    index: int
 
 
 def task_sequence(shares: np.ndarray, *, length: int, lengths: Sequence[Iterable[int]] | None = None) -> np.ndarray:
@@ -216,85 +205,3 @@ def _serve(
         ends[chosen] += heads[chosen]
         deadlines[chosen] = deadline(chosen, ends[chosen])
     return sequence, tokens_T
-
-
-class _DrawnTokens:
-    """Tokens of one task's draws, in the order of its draws, without end. Can be read again."""
-
-    def __init__(self, example_tokens: np.ndarray, *, task: int, seed: int) -> None:
-        self._example_tokens, self._task, self._seed = example_tokens, task, seed
-
-    def __iter__(self) -> Iterator[int]:
-        for epoch in count():
-            order = example_order(len(self._example_tokens), task=self._task, epoch=epoch, seed=self._seed)
-            yield from self._example_tokens[order].tolist()
-
-
-def example_order(size: int, *, task: int, epoch: int, seed: int) -> np.ndarray:
-    """The shuffle of one pass over one task."""
-    if size == 1:
-        return np.zeros(1, dtype=np.int64)
-    return np.random.Generator(np.random.Philox(derived_seed(seed, "order", task, epoch))).permutation(size)
-
-
-class Mixture:
-    """The order of a whole run, addressed by position."""
-
-    def __init__(
-        self,
-        *,
-        sizes: Sequence[int],
-        shares: np.ndarray,
-        length: int,
-        seed: int,
-        example_tokens: Sequence[np.ndarray] | None = None,
-    ) -> None:
-        """Lay out `length` positions over tasks of the given sizes, with the promise of `task_sequence`.
-
-        Each pass over a task is a new shuffle; a task's n-th draw is example n mod size of pass n // size.
-
-        Args:
-            sizes: examples of each task.
-            shares: of each task, or of each task at each position; they sum to 1.
-            length: positions.
-            seed: of the shuffles. The order of the tasks follows from it only through the lengths of examples.
-            example_tokens: tokens of every example of each task, where shares are shares of tokens.
-        """
-        self._sizes = tuple(sizes)
-        lengths = None
-        if example_tokens is not None:
-            assert [len(tokens) for tokens in example_tokens] == list(sizes), "one length for each example"
-            assert all(np.min(tokens) > 0 for tokens in example_tokens), "an example without tokens moves no share"
-            lengths = [_DrawnTokens(tokens, task=task, seed=seed) for task, tokens in enumerate(example_tokens)]
-        self._tasks = task_sequence(shares, length=length, lengths=lengths)
-        self._indices = np.zeros(length, dtype=np.int32)
-        self._tokens = None if example_tokens is None else np.zeros(length, dtype=np.int32)
-        for task, size in enumerate(sizes):
-            positions = np.flatnonzero(self._tasks == task)
-            for epoch, start in enumerate(range(0, len(positions), size)):
-                one_pass = positions[start : start + size]
-                order = example_order(size, task=task, epoch=epoch, seed=seed)
-                self._indices[one_pass] = order[: len(one_pass)]
-            if self._tokens is not None and example_tokens is not None:
-                self._tokens[positions] = example_tokens[task][self._indices[positions]]
-
-    def __len__(self) -> int:
-        return len(self._tasks)
-
-    def __getitem__(self, position: int) -> Draw:
-        return Draw(int(self._tasks[position]), int(self._indices[position]))
-
-    def counts(self) -> list[int]:
-        """Positions of each task in the whole run."""
-        return [int(draws) for draws in np.bincount(self._tasks, minlength=len(self._sizes))]
-
-    def realised(self, num_positions: int) -> list[float]:
-        """Share of each task among the first positions, in the unit that the shares were asked in."""
-        tasks = self._tasks[:num_positions]
-        weights = None if self._tokens is None else self._tokens[:num_positions]
-        sums = np.bincount(tasks, weights=weights, minlength=len(self._sizes))
-        return [float(part) for part in sums / sums.sum()]
-
-    def repeats(self) -> list[float]:
-        """How many times the whole run sees each task's examples, on average."""
-        return [draws / size for draws, size in zip(self.counts(), self._sizes, strict=True)]

@@ -113,9 +113,13 @@ def read_rows(source: Source, *, columns: Mapping[str, str], bad: BadExamples) -
         )
 
 
-def as_dataset(rows: list[dict[str, Any]]) -> datasets.Dataset:
-    """Rows as an Arrow table."""
-    return datasets.Dataset.from_list(rows)
+def hub_fingerprint(source: HubSource) -> str:
+    """What a hub data set holds, as `datasets` names it: of its files and of how they are read.
+
+    Raises:
+        DataError: it is neither in the local cache nor on the hub, or cannot be read.
+    """
+    return str(_open_hub(source)._fingerprint)
 
 
 def _renamed(values: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
@@ -128,12 +132,16 @@ def _read_source(source: Source, refuse: Refuse) -> Iterator[Record]:
     if isinstance(source, HubSource):
         yield from _read_hub(source)
         return
-    for path in _list_files((source,) if isinstance(source, str) else source):
+    for path in list_files((source,) if isinstance(source, str) else source):
         yield from read_file(path, refuse)
 
 
-def _list_files(entries: tuple[str, ...]) -> list[Path]:
-    """The files of all entries, in their order; what is wrong with several of them is told together."""
+def list_files(entries: tuple[str, ...]) -> list[Path]:
+    """The files of all entries, in their order; what is wrong with several of them is told together.
+
+    Raises:
+        DataError: a file is missing, named twice, or of no known kind.
+    """
     files: list[Path] = []
     faults: list[str] = []
     for entry in entries:
@@ -187,10 +195,10 @@ def _files_below(folder: Path) -> list[Path]:
     return files
 
 
-def _read_hub(source: HubSource) -> Iterator[Record]:
-    name = f"hub {source.hub} {source.split}"
+def _open_hub(source: HubSource) -> datasets.Dataset:
+    name = describe(source)
     try:
-        table = _load_hub(source)
+        return _load_hub(source)
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError, FileNotFoundError) as error:
         revision = f" --revision {source.revision}" if source.revision else ""
         raise DataError(
@@ -199,6 +207,10 @@ def _read_hub(source: HubSource) -> Iterator[Record]:
         ) from None
     except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
         raise DataError(f"{name}: cannot be read ({_first_line(error)}). Check subset, split and revision.") from None
+
+
+def _read_hub(source: HubSource) -> Iterator[Record]:
+    name, table = describe(source), _open_hub(source)
     if len(table) == 0:
         raise DataError(f"{name}: empty data set: no example in this split. Take another one.")
     for number, values in enumerate(table, start=1):

@@ -15,6 +15,10 @@ import jinja2.sandbox
 
 from trainer.config.data_schema import TemplateSection
 from trainer.config.errors import DataError
+from trainer.data.chat import Message, read_messages
+
+MESSAGES = "messages"
+"""The column of a conversation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +30,12 @@ class Rendered:
     response: str
     bare_prompt: str = ""
     """The prompt without the words that its template brings: what tells one example's question from another's."""
+
+    where: str = ""
+    """Where its row stands."""
+
+    messages: tuple[Message, ...] = ()
+    """The whole conversation, where it is one; `response` is its last answer."""
 
     @property
     def content(self) -> str:
@@ -65,7 +75,8 @@ class TaskTemplate:
             raise DataError(
                 f"{where}: the response of task {self.task} is empty: nothing to learn from. Remove the row."
             )
-        return Rendered(_example_id(row, texts), texts["prompt"], texts["response"], self._bare_prompt.render(row))
+        bare_prompt = self._bare_prompt.render(row)
+        return Rendered(_example_id(row, texts), texts["prompt"], texts["response"], bare_prompt, where)
 
     def _fill(self, field: str, row: Mapping[str, Any], *, where: str) -> str:
         try:
@@ -100,6 +111,30 @@ class TaskTemplates:
             return first
         chosen = self._templates[number].render(row, where=where)
         return replace(first, prompt=chosen.prompt, response=chosen.response)
+
+
+class Conversations:
+    """Rows that hold chat messages."""
+
+    def __init__(self, task: str) -> None:
+        self._task = task
+
+    def render(self, row: Mapping[str, Any], *, where: str) -> Rendered:
+        """The conversation of one row; its last answer is the response.
+
+        Raises:
+            DataError: the column is missing, or holds no conversation.
+        """
+        if MESSAGES not in row:
+            raise DataError(
+                f"{where}: missing column {MESSAGES}, which data.tasks.{self._task}.format chat reads. "
+                f"Columns here: {', '.join(sorted(row))}."
+            )
+        messages = read_messages(row[MESSAGES], where=where)
+        before, answer = messages[:-1], messages[-1].content
+        texts = {"prompt": "".join(f"{m.role}: {m.content}\n" for m in before), "response": answer}
+        bare_prompt = "\n".join(message.content for message in before)
+        return Rendered(_example_id(row, texts), texts["prompt"], answer, bare_prompt, where, messages)
 
 
 def _refuse_null(value: Any) -> Any:

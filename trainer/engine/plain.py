@@ -33,6 +33,7 @@ class PlainEngine:
         precision: on a CPU it would take fp16 for fp32 without a word. Gradients live in the buckets of DDP.
         """
         self._training, self._objective = plan.config.training, plan.config.objective
+        self._attention = plan.config.model.attention
         self.world = world
         self.loss_scale = LossScale(self._training.precision)
         self._accelerator = Accelerator(
@@ -59,7 +60,7 @@ class PlainEngine:
     def forward(self, batch: Batch) -> Tensor:
         """See Engine."""
         with self._autocast():
-            return logits_of(self._wrapped, batch, objective=self._objective)
+            return logits_of(self._wrapped, batch, objective=self._objective, attention=self._attention)
 
     def backward(self, loss: Tensor) -> None:
         """See Engine."""

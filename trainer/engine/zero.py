@@ -75,7 +75,7 @@ class ZeroEngine:
         self.world = world
         self.loss_scale = LossScale(training.precision)
         self.model = model
-        self._objective = plan.config.objective
+        self._objective, self._attention = plan.config.objective, plan.config.model.attention
         self._stage = plan.zero_stage
         self._frozen_left_out = plan.config.method == "lora"
         _join(plan)
@@ -97,7 +97,7 @@ class ZeroEngine:
 
     def forward(self, batch: Batch) -> Tensor:
         """See Engine."""
-        return logits_of(self._engine, batch, objective=self._objective)
+        return logits_of(self._engine, batch, objective=self._objective, attention=self._attention)
 
     def backward(self, loss: Tensor) -> None:
         """See Engine. DeepSpeed would divide by the accumulation steps unless told not to."""

@@ -2,15 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from trainer.config.data_schema import describe
 from trainer.config.errors import DataError
-from trainer.data.examples import task_examples
-from trainer.data.sources import BadExamples, Row, read_rows
-from trainer.data.templates import Rendered, TaskTemplate
+from trainer.data.sources import Row
+from trainer.data.templates import Rendered
 from trainer.data.tokenize import PromptEncoder
 from trainer.evaluation.suite import EvaluationTask, SuiteTask
 
@@ -36,101 +36,129 @@ class EvaluationExample:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationData:
-    """The chosen examples of a task, and how many did not fit the model's context or were bad."""
+    """The chosen examples of a task, and how many that would have been chosen did not fit the model's context."""
 
     examples: list[EvaluationExample]
     num_dropped_overlength: int
-    num_bad: int = 0
     sources: Sequence[Rendered] = ()
     """The chosen examples as texts, in the same order: what must not be trained on."""
 
 
-def build_examples(
-    task: EvaluationTask,
-    *,
-    encoder: PromptEncoder,
-    context_tokens: int,
-    max_examples: int,
-    on_bad_example: Literal["error", "skip"] = "error",
-) -> EvaluationData:
-    """Read, render, choose and encode the examples of a task.
+class Selection:
+    """The examples of one evaluation task, chosen by the hash of their id among all that are shown to it.
 
-    Raises:
-        DataError: malformed examples, two examples with one id, or none that fits.
+    Every example is checked; token ids are made only of those that may be chosen. So memory does not grow with the
+    number of examples, and what is chosen does not depend on their order.
     """
-    spec = task.spec
-    bad = BadExamples(on_bad_example)
-    rendered = list(_rendered(task, bad))
-    _refuse_repeated_ids(rendered)
-    encoded = []
-    for row, example in sorted(rendered, key=lambda pair: _hash(pair[1].example_id)):
-        try:
-            encoded.append((_encode(spec, example, row=row.values, encoder=encoder, where=row.where), example))
-        except DataError as error:
-            bad.add(str(error))
-    num_bad = bad.finish(f"{task.name}: held-out examples")
-    fitting = [pair for pair in encoded if _length(pair[0], spec) <= context_tokens]
-    if not fitting:
-        raise DataError(f"{describe(spec.data)}: no example of {task.name} fits the model's {context_tokens} tokens.")
-    examples, sources = zip(*fitting[:max_examples], strict=True)
-    return EvaluationData(list(examples), len(encoded) - len(fitting), num_bad, sources)
+
+    def __init__(self, task: EvaluationTask, *, encoder: PromptEncoder, context_tokens: int, max_examples: int) -> None:
+        self.task = task
+        self._encoder, self._context_tokens, self._max_examples = encoder, context_tokens, max_examples
+        self._chosen: list[_Chosen] = []
+        self._overlength: list[str] = []
+        self._repeated: list[tuple[str, str]] = []
+
+    def consider(self, row: Row, example: Rendered) -> Callable[[], None]:
+        """Look at one example.
+
+        Returns:
+            What shows it to the selection: nothing has changed until that is called.
+
+        Raises:
+            DataError: it cannot be measured.
+        """
+        spec = self.task.spec
+        candidates = self._encoder.labels or _candidates(spec, example, row=row.values, where=row.where)
+        if self._encoder.labels:
+            self._encoder.label_index(example.response, where=row.where)
+        key = _hash(example.example_id)
+        place = bisect_left(self._chosen, key, key=lambda chosen: chosen.key)
+        if place < len(self._chosen) and self._chosen[place].key == key:
+            first = self._chosen[place].source.where
+            complaint = f"{row.where}: id {example.example_id!r} is also at {first}."
+            return lambda: self._repeated.append((key, complaint))
+        if place == self._max_examples:
+            return lambda: None
+        encoded = _encode(spec, example, candidates=candidates, encoder=self._encoder, where=row.where)
+        if _length(encoded, spec) > self._context_tokens:
+            return lambda: self._leave_out(key)
+        return lambda: self._take(place, _Chosen(key, encoded, example))
+
+    def _take(self, place: int, chosen: "_Chosen") -> None:
+        self._chosen.insert(place, chosen)
+        del self._chosen[self._max_examples :]
+        self._forget_others()
+
+    def _leave_out(self, key: str) -> None:
+        self._overlength.append(key)
+        self._forget_others()
+
+    def _forget_others(self) -> None:
+        """What is beyond the last place says nothing, in whatever order it came."""
+        if len(self._chosen) == self._max_examples:
+            last = self._chosen[-1].key
+            self._overlength = [key for key in self._overlength if key < last]
+            self._repeated = [(key, complaint) for key, complaint in self._repeated if key <= last]
+
+    @property
+    def repeated(self) -> list[str]:
+        """A complaint about each example that has the id of a chosen one."""
+        return [complaint for _, complaint in self._repeated]
+
+    def data(self) -> EvaluationData:
+        """What was chosen.
+
+        Raises:
+            DataError: none fits.
+        """
+        if not self._chosen:
+            raise DataError(
+                f"{describe(self.task.spec.data)}: no example of {self.task.name} fits the model's "
+                f"{self._context_tokens} tokens."
+            )
+        examples, sources = [one.example for one in self._chosen], [one.source for one in self._chosen]
+        return EvaluationData(examples, len(self._overlength), sources)
 
 
-def _rendered(task: EvaluationTask, bad: BadExamples) -> Iterator[tuple[Row, Rendered]]:
-    if task.trained is not None:
-        yield from task_examples(task.capability, task.trained, part="heldout", bad=bad)
-        return
-    template = TaskTemplate(task=task.capability, prompt=task.spec.prompt, response=task.spec.response)
-    for row in read_rows(task.spec.data, columns={}, bad=bad):
-        try:
-            rendered = template.render(row.values, where=row.where)
-        except DataError as error:
-            bad.add(str(error))
-        else:
-            yield row, rendered
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """An example that is measured, by the hash of its id."""
+
+    key: str
+    example: EvaluationExample
+    source: Rendered
 
 
 def _hash(example_id: str) -> str:
     return hashlib.sha256(example_id.encode()).hexdigest()
 
 
-def _refuse_repeated_ids(rendered: Iterable[tuple[Row, Rendered]]) -> None:
-    seen: dict[str, str] = {}
-    for row, example in rendered:
-        if example.example_id in seen:
-            raise DataError(f"{row.where}: id {example.example_id!r} is also at {seen[example.example_id]}.")
-        seen[example.example_id] = row.where
-
-
 def _encode(
-    spec: SuiteTask, example: Rendered, *, row: Mapping[str, Any], encoder: PromptEncoder, where: str
+    spec: SuiteTask, example: Rendered, *, candidates: tuple[str, ...], encoder: PromptEncoder, where: str
 ) -> EvaluationExample:
+    answers = candidates
     if encoder.labels:
-        encoder.label_index(example.response, where=where)
-        return EvaluationExample(
-            example_id=example.example_id,
-            prompt=example.prompt,
-            target=example.response.strip(),
-            candidates=encoder.labels,
-            prompt_ids=tuple(encoder.whole_ids(example.prompt)),
-            candidate_ids=(),
-        )
-    candidates = _candidates(spec, example, row=row, where=where)
-    encode = encoder.response_ids if spec.kind == "text" and spec.end_of_text else encoder.text_ids
-    bare_text = spec.kind == "text" and not example.prompt
-    prompt_ids = (
-        encoder.start_ids if bare_text else encoder.prompt_ids(example.prompt, chat_template=spec.chat_template)
-    )
-    candidate_ids = tuple(tuple(encode(candidate)) for candidate in candidates)
+        answers, prompt_ids = (), encoder.whole_ids(example.prompt)
+    elif example.messages:
+        prompt_ids, answer_ids = encoder.turn_ids(example)
+    elif spec.kind == "text" and not example.prompt:
+        prompt_ids = encoder.start_ids
+    else:
+        prompt_ids = encoder.prompt_ids(example.prompt, chat_template=spec.chat_template)
+    if example.messages and spec.kind == "text":
+        candidate_ids = [answer_ids]  # with the end of the turn
+    else:
+        encode = encoder.response_ids if spec.kind == "text" and spec.end_of_text else encoder.text_ids
+        candidate_ids = [encode(answer) for answer in answers]
     if any(len(prompt_ids) + len(ids) < 2 for ids in candidate_ids):
         raise DataError(f"{where}: a text of one token has nothing to be predicted from. Remove the row.")
     return EvaluationExample(
         example_id=example.example_id,
         prompt=example.prompt,
-        target=example.response,
+        target=example.response.strip() if encoder.labels else example.response,
         candidates=candidates,
         prompt_ids=tuple(prompt_ids),
-        candidate_ids=candidate_ids,
+        candidate_ids=tuple(map(tuple, candidate_ids)),
     )
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainer.data.collate import collate
-from trainer.data.tokenize import PromptEncoder, TokenizedExample
+from trainer.data.collate import Batch, Item, collate
+from trainer.data.tokenize import PromptEncoder, TokenizedExample, tail
 from trainer.engine.protocol import Engine
 from trainer.evaluation.examples import EvaluationExample
 from trainer.evaluation.records import ExampleRecord
@@ -97,25 +97,27 @@ def _classify(
 ) -> list[_Result]:
     """The head's label of each text, and the nats of the right one."""
     tokenized = [
-        TokenizedExample(list(sequence.prompt_ids), 0, encoder.labels.index(target))
+        TokenizedExample(sequence.prompt_ids, label=encoder.labels.index(target))
         for sequence, target in zip(batch, targets, strict=True)
     ]
-    padded = collate(tokenized, tasks=[0] * len(batch), pad_token_id=encoder.pad_token_id).to(engine.world.device)
+    padded = _padded(tokenized, encoder).to(engine.world.device)
     logits_BTV = engine.forward(padded)
-    nll_B, _ = target_nll(logits_BTV, padded.targets_BT)
+    nll_BT, _ = target_nll(logits_BTV, padded.targets_BT)
     labels = [encoder.labels[index] for index in logits_BTV[:, 0].argmax(dim=-1).tolist()]
-    return [_Result(nats, 1, label) for nats, label in zip(nll_B.tolist(), labels, strict=True)]
+    return [_Result(nats, 1, label) for nats, label in zip(nll_BT.sum(dim=1).tolist(), labels, strict=True)]
 
 
 def _nll(engine: Engine, batch: Sequence[_Sequence], encoder: PromptEncoder) -> list[_Result]:
     """Summed nats and tokens of each sequence's candidate."""
-    tokenized = [
-        TokenizedExample([*sequence.prompt_ids, *sequence.candidate_ids], len(sequence.candidate_ids))
-        for sequence in batch
-    ]
-    padded = collate(tokenized, tasks=[0] * len(batch), pad_token_id=encoder.pad_token_id).to(engine.world.device)
-    nll_B, tokens_B = target_nll(engine.forward(padded), padded.targets_BT)
-    return [_Result(nats, tokens) for nats, tokens in zip(nll_B.tolist(), tokens_B.tolist(), strict=True)]
+    tokenized = [tail(sequence.prompt_ids, sequence.candidate_ids) for sequence in batch]
+    padded = _padded(tokenized, encoder).to(engine.world.device)
+    nll_BT, supervised_BT = target_nll(engine.forward(padded), padded.targets_BT)
+    nats_B, tokens_B = nll_BT.sum(dim=1).tolist(), supervised_BT.sum(dim=1).tolist()
+    return [_Result(nats, tokens) for nats, tokens in zip(nats_B, tokens_B, strict=True)]
+
+
+def _padded(examples: Sequence[TokenizedExample], encoder: PromptEncoder) -> Batch:
+    return collate([[Item(example)] for example in examples], pad_token_id=encoder.pad_token_id)
 
 
 def _generate(
