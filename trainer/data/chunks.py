@@ -5,7 +5,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -126,7 +125,12 @@ def in_order(
         return
     waiting: deque[Future[Result]] = deque()
     # Not forked: this process may hold threads of libraries that do not survive it.
-    with ProcessPoolExecutor(processes - 1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(
+        processes - 1,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_ENCODERS.update,  # a tokenizer is sent in no time, and takes a second to load
+        initargs=(dict(_ENCODERS),),
+    ) as pool:
         try:
             for chunk in chain([begun], chunks):
                 if sum(not future.done() for future in waiting) < CHUNKS_IN_FLIGHT * (processes - 1):
@@ -152,10 +156,8 @@ class _Maker:
     leakage: Leakage | None
 
 
-@lru_cache(maxsize=1)
-def _tokenizer_of(model_folder: str, labels: tuple[str, ...]) -> PromptEncoder:
-    return PromptEncoder(load_tokenizer(model_folder), labels=labels)
-
+_ENCODERS: dict[tuple[str, tuple[str, ...]], PromptEncoder] = {}
+"""By model folder and labels."""
 
 _MAKERS: dict[str, _Maker] = {}
 """One at most: of the task that this process works on."""
@@ -168,8 +170,10 @@ def _maker(recipe: TaskRecipe) -> _Maker:
         if recipe.heldout_files:
             texts, prompts = read_heldout([Path(path) for path in recipe.heldout_files])
             leakage = Leakage(texts, similarity=recipe.similarity, prompts=prompts)
-        encoder = _tokenizer_of(recipe.model_folder, recipe.labels)
-        _MAKERS[recipe.key] = _Maker(recipe, renderer(recipe.name, recipe.task), encoder, leakage)
+        whose = recipe.model_folder, recipe.labels
+        if whose not in _ENCODERS:
+            _ENCODERS[whose] = PromptEncoder(load_tokenizer(recipe.model_folder), labels=recipe.labels)
+        _MAKERS[recipe.key] = _Maker(recipe, renderer(recipe.name, recipe.task), _ENCODERS[whose], leakage)
     return _MAKERS[recipe.key]
 
 

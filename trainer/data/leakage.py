@@ -31,6 +31,9 @@ WORDING: dict[Kind, str] = {"same": "word for word", "same prompt": "with anothe
 _MARK = re.compile(r"(?P<word>[-*/%](?=\s*\d)|[\u3040-\u30ff\u3400-\u9fff])|[^\w\s]|_")
 """What is not plainly a part of a word. `word`: operators before a number, Chinese and Japanese characters."""
 
+_OPERATOR = re.compile(r"[-*/%]\s*\d")
+"""Only before a number is such a mark a word."""
+
 _MINUS = dict.fromkeys((*range(0x2010, 0x2016), 0x2212), "-")
 """Hyphens, dashes and the minus sign, by code point."""
 
@@ -184,6 +187,8 @@ def normalised(text: str) -> str:
     combining marks belong to their word (vowels of Devanagari or Thai). Chinese and Japanese characters are
     a word each; Thai, Lao and Khmer, written without spaces, are only compared by whole phrases.
     """
+    if text.isascii() and not _OPERATOR.search(text):
+        return " ".join(text.translate(_ASCII).split())
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text).translate(_MINUS)
     return " ".join(_MARK.sub(_spaced, text.casefold()).split())
@@ -213,3 +218,11 @@ def _jaccard(first: set[Shingle], second: set[Shingle]) -> float:
 def _weakness(overlap: Overlap) -> tuple[int, float, str, str]:
     """Sorts the overlaps of one held-out example, the strongest evidence first; names break ties."""
     return list(WORDING).index(overlap.kind), -overlap.similarity, overlap.train_task, overlap.train_id
+
+
+def _of_ascii(character: str) -> str:
+    """What becomes of one character of an ASCII text without operators: three times as fast as the pattern."""
+    return _MARK.sub(_spaced, character.casefold())
+
+
+_ASCII = {code: _of_ascii(chr(code)) for code in range(128)}
