@@ -111,3 +111,12 @@ def write_text_atomically(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a small JSON value atomically, keys in the given order."""
     write_text_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json_object(path: Path) -> dict[str, Any] | None:
+    """A JSON object that another process may be writing or removing; None where there is no whole one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None

@@ -4,7 +4,6 @@ Whoever comes first makes a folder; the others wait, look at its progress, and g
 outside of any collective, so that no time-out of one can end a run whose data is still being made.
 """
 
-import json
 import os
 import shutil
 import socket
@@ -17,7 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from trainer.config.errors import DataError
-from trainer.config.run_folder import write_json
+from trainer.config.run_folder import read_json_object, write_json
 
 POLL_SECONDS = 0.2
 WRITE_SECONDS = 1.0
@@ -68,12 +67,12 @@ def made_once(target: Path, *, what: str, say: Say, timeout_seconds: float) -> I
     target.parent.mkdir(parents=True, exist_ok=True)
     # Not a dot in front of the name: a suffix keeps the lock beside what it guards in a listing.
     lock, progress, failure = (target.with_name(f"{target.name}.{end}") for end in ("lock", "progress", "failed"))
-    failed_before = _read(failure)
+    failed_before = read_json_object(failure)
     with _held(FileLock(lock), progress, what=what, say=say, timeout_seconds=timeout_seconds):
         if target.is_dir():
             yield None
             return
-        failed_now = _read(failure)
+        failed_now = read_json_object(failure)
         if failed_now is not None and failed_now != failed_before:
             raise DataError(str(failed_now["words"]))
         part = target.with_name(f"{target.name}.part")
@@ -102,7 +101,7 @@ def _held(lock: FileLock, progress: Path, *, what: str, say: Say, timeout_second
             break
         except Timeout:
             pass
-        now, sign = time.monotonic(), _read(progress)
+        now, sign = time.monotonic(), read_json_object(progress)
         if sign != seen:
             seen, since = sign, now
         if now - since > timeout_seconds:
@@ -122,11 +121,3 @@ def _held(lock: FileLock, progress: Path, *, what: str, say: Say, timeout_second
 
 def _sign_of_life(words: str) -> dict[str, Any]:
     return {"words": words, "process": os.getpid(), "host": socket.gethostname(), "time": time.time()}
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None

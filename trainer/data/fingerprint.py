@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config.data_schema import HubSource, Source
-from trainer.config.run_folder import write_json
+from trainer.config.run_folder import read_json_object, write_json
 from trainer.data.sources import hub_fingerprint, list_files
 
 FORMAT_NUMBER = 1
@@ -54,7 +54,7 @@ class Fingerprints:
         status = found.stat()
         state = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
         memo = self._memory / f"{_digest(str(found))}.json"
-        known = _read(memo)
+        known = read_json_object(memo)
         if known is not None and known.get("state") == state:
             return str(known["sha256"])
         with found.open("rb") as file:
@@ -72,11 +72,3 @@ def key_of(*parts: Any) -> str:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
