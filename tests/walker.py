@@ -17,7 +17,7 @@ from trainer.config.plan import Plan, read_plan
 from trainer.config.run_folder import RunFolder
 from trainer.console import Screen
 from trainer.data.order_file import OrderNotes, merge_notes
-from trainer.distributed import World, join_world, leave_world
+from trainer.distributed import World, end_rank, join_world
 from trainer.evaluation.measure import measure
 from trainer.loop import StepResult, train
 from trainer.run_data import RunData, read_data
@@ -97,8 +97,8 @@ def main(cases: Path, results: Path) -> None:
             found[name] = {"error": traceback.format_exc()}
     if world is not None and world.is_main:
         results.write_text(json.dumps(found), encoding="utf-8")
-    leave_world()
 
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), Path(sys.argv[2]))
+    end_rank(0)

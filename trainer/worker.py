@@ -6,7 +6,6 @@ reports. The loop itself is in trainer/loop.py.
 
 import argparse
 import logging
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from trainer.config.plan import Plan, read_plan
 from trainer.config.run_folder import RunFolder
 from trainer.console import Screen, divert_library_output
 from trainer.data.order_file import OrderNotes, merge_notes
-from trainer.distributed import World, host_name, join_world, leave_world, place_of_rank
+from trainer.distributed import World, end_rank, host_name, join_world, place_of_rank
 from trainer.engine.plain import PlainEngine
 from trainer.engine.protocol import Engine
 from trainer.engine.zero import ZeroEngine, partitioned_loading
@@ -63,9 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         stopped = True
     except Exception as caught:  # the one place that catches everything: to record it before the rank ends
         error = caught
-    code = write_outcome(folder, rank=rank, host=host_name(), error=error, stopped=stopped)
-    leave_world()
-    return code
+    return write_outcome(folder, rank=rank, host=host_name(), error=error, stopped=stopped)
 
 
 def run(plan: Plan, folder: RunFolder, *, resume: bool, stop: StopRequest, screen: Screen) -> None:
@@ -198,4 +195,4 @@ def plan_parameters(plan: Plan) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_rank(main())

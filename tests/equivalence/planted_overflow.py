@@ -7,6 +7,7 @@ import torch
 
 import trainer.loop
 import trainer.worker
+from trainer.distributed import end_rank
 from trainer.loss import normalised_loss
 
 LARGE = 3e38
@@ -35,4 +36,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_rank(main())

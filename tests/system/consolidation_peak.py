@@ -13,7 +13,7 @@ import psutil
 import trainer.model
 from trainer.config.plan import read_plan
 from trainer.console import Screen
-from trainer.distributed import join_world, leave_world
+from trainer.distributed import end_rank, join_world
 from trainer.model import save_weights
 from trainer.worker import build_engine
 
@@ -46,8 +46,8 @@ def main(plan_path: Path, weights: Path, result: Path, *, twice: bool) -> None:
         result.write_text(json.dumps({"models": models, "files": len(list(weights.glob("*.safetensors")))}))
     copies.clear()
     world.barrier()
-    leave_world()
 
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), twice=sys.argv[4:] == ["twice"])
+    end_rank(0)
