@@ -10,18 +10,21 @@ from typing import Annotated
 import typer
 
 from launch import demo as demo_run
+from launch.arms import compare_arms
 from launch.commands import module_argv
+from launch.compare import ModelSettings, compare_sides, read_side
 from launch.demo_models import DemoModel
 from launch.local import execute, run_module
 from launch.machine import this_machine
 from launch.plan import make_plan
-from launch.show import plan_text, print_report
+from launch.show import plan_text, print_arms, print_report
 from trainer.config.errors import EXIT_CRASH, EXIT_INPUT, EXIT_INTERRUPTED, OWN_LINE, InputError
 from trainer.config.load import load_config
 from trainer.config.plan import Plan, read_plan
 from trainer.config.run_folder import RunFolder
 from trainer.config.schema import RunConfig
-from trainer.evaluation.report import read_report
+from trainer.evaluation.report import ForgettingReport, read_report, write_report
+from trainer.evaluation.verdict_rule import exit_code
 
 app = typer.Typer(
     name="retain",
@@ -94,8 +97,12 @@ def _resumable_plan(run: Path | None) -> Plan:
 
 
 def _finish(value: Plan) -> None:
+    if value.config.evaluation.when == "later":
+        return
+    if value.config.evaluation.recovery is not None:
+        _run_module("trainer.recover", Path(value.run_folder), [value.run_folder])
     print_report(read_report(Path(value.run_folder)))
-    _say(f"report: {value.run_folder}/report.md")
+    _say(f"report: {value.run_folder}/report.html")
 
 
 @app.command()
@@ -139,11 +146,87 @@ def data(
     raise typer.Exit(code)
 
 
+Gate = Annotated[bool, typer.Option("--gate", help="Exit 0: non-inferior, 3: regressed, 4: inconclusive.")]
+
+
 @app.command()
-def report(run: Run) -> None:
-    """The before/after table of a finished run."""
-    print_report(read_report(run))
-    _say(f"report: {run}/report.md")
+def report(run: Run, gate: Gate = False) -> None:
+    """The before/after table and the verdicts of a finished run."""
+    value = read_report(run)
+    print_report(value)
+    _say(f"report: {run}/report.html")
+    _leave_by(value, gate=gate)
+
+
+def _leave_by(value: ForgettingReport, *, gate: bool) -> None:
+    if not gate:
+        return
+    if value.verdict is None:
+        raise InputError("--gate: no base ability was measured, so nothing is known. Give evaluation.suite.")
+    raise typer.Exit(exit_code(value.verdict))
+
+
+@app.command()
+def evaluate(run: Run, step: Step = None, gate: Gate = False) -> None:
+    """Measure a checkpoint of a run with its whole suite, in one process, and make the report."""
+    code = _run_module("trainer.evaluate", run, [str(run), *([] if step is None else ["--step", str(step)])])
+    if code:
+        raise typer.Exit(code)
+    report(run, gate=gate)
+
+
+@app.command()
+def recover(run: Run) -> None:
+    """Ask of each REGRESSED ability whether a few steps on a copy bring it back, and put the answer in the report."""
+    raise typer.Exit(_run_module("trainer.recover", run, [str(run)]))
+
+
+@app.command()
+def compare(
+    before: Annotated[str, typer.Argument(help="A run, RUN@STEP, a model, records, or lm-eval samples.")],
+    after: Annotated[str, typer.Argument(help="Measured on the same examples.")],
+    suite: Annotated[Path | None, typer.Option(help="YAML suite that models are measured with.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write report.json, .md and .html into this folder.")] = None,
+    margin: Annotated[float | None, typer.Option(min=0.0, help="Largest loss that does not matter, for all.")] = None,
+    metric: Annotated[str | None, typer.Option(help="Of lm-eval samples that hold several.")] = None,
+    filter_name: Annotated[str | None, typer.Option("--filter", help="Of lm-eval samples that hold several.")] = None,
+    max_examples: Annotated[int, typer.Option(min=2, help="Of each task, for models.")] = 300,
+    sequence_length_tokens: Annotated[int, typer.Option(min=2, help="Longest example, for models.")] = 1024,
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16, for models.")] = "fp32",
+    gate: Gate = False,
+) -> None:
+    """What the second can no longer do that the first could: paired, example by example.
+
+    Several runs with commas between them (a1,a2,a3 b1,b2,b3) are arms: two ways to train, each with several seeds.
+    """
+    machine = this_machine()
+    if "," in before or "," in after:
+        if any((suite, out, margin, metric, filter_name, gate)):
+            raise InputError("compare: arms (runs with commas between them) take no options. Remove them.")
+        arms = [[Path(one) for one in given.split(",")] for given in (before, after)]
+        print_arms(compare_arms(*arms, machine=machine, notify=_say))
+        return
+    if precision not in ("fp32", "bf16", "fp16"):
+        raise InputError(f"--precision: found {precision!r}, wanted fp32, bf16 or fp16.")
+    settings = ModelSettings(
+        suite=suite,
+        max_examples=max_examples,
+        sequence_length_tokens=sequence_length_tokens,
+        precision=precision,
+        device="cuda" if machine.num_gpus else "cpu",
+    )
+    sides = [
+        read_side(given, machine=machine, settings=settings, metric=metric, filter_name=filter_name)
+        for given in (before, after)
+    ]
+    value = compare_sides(*sides, margin=margin, notify=_say)
+    print_report(value, title=f"{before} and {after}")
+    if out is not None:
+        write_report(out / "report.json", value)
+        if code := run_module(module_argv("trainer.render", str(out)), {}, complain=_complain):
+            raise typer.Exit(code)
+        _say(f"report: {out}/report.html")
+    _leave_by(value, gate=gate)
 
 
 @app.command()

@@ -57,7 +57,7 @@ def next_commands(run_folder: str, prompts: Sequence[str]) -> str:
     generate = "\n".join(f"  retain generate {run_folder} {shlex.quote(prompt)}" for prompt in prompts)
     return (
         f"Look further:\n"
-        f"  retain report {run_folder}                  # the table again; report.md has the lost examples\n"
+        f"  retain report {run_folder}                  # the table again; report.html has the lost examples\n"
         f"  tensorboard --logdir {run_folder}/tensorboard\n"
         f"  retain export {run_folder} {run_folder}/exported\n"
         f"{generate}"

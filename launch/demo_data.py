@@ -23,7 +23,7 @@ TASKS = ("sentiment", "ner", "translation", "dialogue", "quotes")
 BASE_ABILITIES = ("prose", "continuation", "word_order")
 
 # Raised whenever the same packages would give other files: cached folders are then built again.
-RECIPE_NUMBER = 3
+RECIPE_NUMBER = 4
 
 # Bounds under glassllm's tokenizer. A task's fields together leave 28 tokens for the instruction.
 TASK_TOKENS = 100
@@ -107,7 +107,9 @@ def _build(folder: Path, packages: Mapping[str, InstalledPackage], tokenizer: De
         _write(folder / task.name / "train.jsonl", task.name, train)
         _write(folder / task.name / "heldout.jsonl", task.name, heldout)
     documents = _by_hash(_distinct_documents(demo_sources.news_documents(packages["gensim"].folder)))
-    _write(folder / "prose" / "heldout.jsonl", "prose", _prose(documents[::2], tokenizer))
+    prose = _prose(documents[::2], tokenizer)
+    _write(folder / "prose" / "heldout.jsonl", "prose", prose[:NUM_PROSE])
+    _write(folder / "prose" / "train.jsonl", "prose", prose[NUM_PROSE:])  # a small general corpus, for replay
     passages = _passages_of(documents[1::2], tokenizer)
     _write(folder / "continuation" / "heldout.jsonl", "continuation", _choices(passages, _foreign_truths))
     _write(folder / "word_order" / "heldout.jsonl", "word_order", _choices(passages, _word_orders))
@@ -208,7 +210,7 @@ def _prose(documents: Iterable[str], tokenizer: DemoTokenizer) -> list[Fields]:
         windows.append(window)
     min_characters = PROSE_CHARACTERS // 3
     usable = [text for text in windows if len(text) >= min_characters and tokenizer.can_spell(text)]
-    return [{"text": text} for text in _by_hash(usable)[:NUM_PROSE]]
+    return [{"text": text} for text in _by_hash(usable)]
 
 
 def _passages_of(documents: Iterable[str], tokenizer: DemoTokenizer) -> list[Continuation]:

@@ -5,13 +5,14 @@ import hashlib
 import importlib.metadata
 import json
 from pathlib import Path
+from typing import Literal
 
 from launch.commands import worker_argv
 from launch.machine import Machine
 from launch.memory import examples_per_evaluation_batch
 from launch.model_facts import ModelFacts, read_model_facts
 from launch.strategy import choose_layout
-from trainer.config.data_schema import HubSource
+from trainer.config.data_schema import HubSource, LmEvalSource
 from trainer.config.errors import ConfigError
 from trainer.config.plan import Plan
 from trainer.config.run_folder import RunFolder
@@ -55,7 +56,12 @@ def make_plan(config: RunConfig, *, machine: Machine) -> Plan:
         model_folder=str(model_folder),
         cache_folder=str(machine.cache_folder),
         argv=worker_argv(folder.plan, strategy=layout.strategy, world_size=layout.world_size),
-        environment=_environment(machine, device=layout.device, world_size=layout.world_size),
+        environment=rank_environment(
+            machine,
+            device=layout.device,
+            world_size=layout.world_size,
+            threads=layout.config.layout.threads_per_process,
+        ),
         memory=layout.memory,
         config_sha256=config_hash(layout.config, cache_folder=machine.cache_folder),
         code_version=code_version(),
@@ -93,7 +99,14 @@ def _check_files(config: RunConfig) -> None:
     sources |= {f"data.tasks.{name}.heldout": task.heldout for name, task in config.data.tasks.items() if task.heldout}
     if config.evaluation.suite is not None:
         sources["evaluation.suite"] = config.evaluation.suite
+    if config.evaluation.reference_run is not None:
+        sources["evaluation.reference_run"] = f"{config.evaluation.reference_run}/report.json"
     for key, source in sources.items():
+        if isinstance(source, LmEvalSource):
+            raise ConfigError(
+                f"{key}: found a task of lm-eval ({source.lm_eval}), which is for measuring alone. Name it in a suite "
+                "(evaluation.suite: tasks.NAME.data), and give files or a hub data set here."
+            )
         paths = () if isinstance(source, HubSource) else (source,) if isinstance(source, str) else source
         for path in paths:
             if not Path(path).exists() and not any(glob.iglob(path, recursive=True)):
@@ -109,10 +122,12 @@ def _check_context(config: RunConfig, facts: ModelFacts) -> None:
         )
 
 
-def _environment(machine: Machine, *, device: str, world_size: int) -> dict[str, str]:
-    """Variables for all ranks. Nothing is fetched from a hub while GPUs wait."""
+def rank_environment(
+    machine: Machine, *, device: str, world_size: int, threads: int | Literal["auto"] = "auto"
+) -> dict[str, str]:
+    """Variables of every process of `trainer`. Nothing is fetched from a hub while GPUs wait."""
     variables = {
-        "OMP_NUM_THREADS": str(max(1, machine.num_cores // world_size)),
+        "OMP_NUM_THREADS": str(max(1, machine.num_cores // world_size) if threads == "auto" else threads),
         "TORCH_EXTENSIONS_DIR": str(machine.operator_folder),
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",

@@ -1,14 +1,20 @@
 """Plans and reports as text for a person."""
 
 import shlex
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
+from launch.arms import ARM_COLUMNS, ArmRow, arm_cells
 from launch.memory import readable_bytes
 from trainer.config.data_schema import DataSection
 from trainer.config.plan import MemoryEstimate, Plan
-from trainer.evaluation.report import TABLE_COLUMNS, ForgettingReport, table_rows
+from trainer.evaluation.report import ForgettingReport
+from trainer.evaluation.report_text import TABLE_COLUMNS, headline, table_rows
+
+STYLES = {"WORSENED": "red", "REGRESSED": "red", "INCONCLUSIVE": "yellow", "NON-INFERIOR": "green", "improved": "green"}
+"""Colours of the verdicts."""
 
 
 def plan_text(plan: Plan) -> str:
@@ -81,12 +87,25 @@ def memory_rows(memory: MemoryEstimate) -> list[tuple[str, str]]:
     return [(label, unknown if size is None else readable_bytes(size)) for label, size in rows]
 
 
-def print_report(report: ForgettingReport) -> None:
+def print_arms(rows: Sequence[ArmRow]) -> None:
+    """Two ways to train over several seeds, on the screen."""
+    first = rows[0].comparison
+    title = f"Gain over the base: A has {first.num_seeds_a} runs, B has {first.num_seeds_b}"
+    table = Table(title=title, title_justify="left")
+    for column in ARM_COLUMNS:
+        table.add_column(column, justify="left" if column in ("Capability", "Measure", "") else "right")
+    for row in rows:
+        table.add_row(*arm_cells(row))
+    Console(width=None if Console().is_terminal else 120).print(table)
+
+
+def print_report(report: ForgettingReport, *, title: str = "Before and after training") -> None:
     """The before/after table on the screen."""
-    table = Table(title="Before and after training", title_justify="left")
+    table = Table(title=title, title_justify="left")
     for column in TABLE_COLUMNS:
         table.add_column(column, justify="left" if column in ("Capability", "Measure", "Verdict") else "right")
     for row in table_rows(report):
-        style = {"WORSENED": "red", "improved": "green"}.get(row[-1])
-        table.add_row(*row, style=style)
-    Console(width=None if Console().is_terminal else 120).print(table)
+        table.add_row(*row, style=STYLES.get(row[-1]))
+    console = Console(width=None if Console().is_terminal else 120, highlight=False)
+    console.print(table)
+    console.print(headline(report), markup=False)

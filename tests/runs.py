@@ -12,11 +12,13 @@ from tests.harness import train
 FROZEN = "freeze={embeddings: true, first_layers: 2, patterns: ['layers.3.mlp']}"
 DORA = "lora={rank: 4, dora: true, rank_stabilised: true, targets: [q_proj, v_proj]}"
 INT8 = ("layout.strategy=single", "layout.processes=1", "model.quantisation=int8")
+MEASURED = ("evaluation.baseline=measure", "layout.threads_per_process=1")
 LAYOUTS = {
-    "single": ("layout.strategy=single", "layout.processes=1"),
-    "ddp": ("layout.strategy=ddp",),
+    "single": ("layout.strategy=single", "layout.processes=1", *MEASURED),
+    "ddp": ("layout.strategy=ddp", *MEASURED),
+    "ddp4": ("layout.strategy=ddp", "layout.processes=4", *MEASURED),
     "zero2": ("layout.strategy=zero2",),
-    "zero3": ("layout.strategy=zero3",),
+    "zero3": ("layout.strategy=zero3", *MEASURED),
     "lora single": ("layout.strategy=single", "layout.processes=1", "method=lora"),
     "lora zero3": ("layout.strategy=zero3", "method=lora"),
     "frozen zero3": ("layout.strategy=zero3", FROZEN),

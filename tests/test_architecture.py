@@ -10,75 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.floors import DOORS, FLOORS
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-# A module imports from lower floors, and on its own floor from modules that stand before it.
-FLOORS: tuple[tuple[str, ...], ...] = (
-    (
-        *("trainer.config.errors", "trainer.config.run_folder", "trainer.config.sections"),
-        *("trainer.config.course_schema", "trainer.config.data_schema"),
-        *("trainer.config.schema", "trainer.config.complaints", "trainer.config.module_names"),
-        *("trainer.config.freezing", "trainer.config.load", "trainer.config.plan", "trainer.config.deepspeed"),
-        *("trainer.schedule", "trainer.evaluation.statistics", "trainer.evaluation.macro_f1"),
-        *("trainer.evaluation.records", "trainer.evaluation.forgetting"),
-        *("trainer.evaluation.report", "trainer.evaluation.suite"),
-    ),
-    (
-        *("launch.machine", "launch.cache_folder", "launch.commands", "launch.model_facts"),
-        *("launch.parameters", "launch.activations", "launch.memory", "launch.verdict"),
-        *("launch.show", "launch.demo_sources"),
-        *("trainer.distributed", "trainer.loss", "trainer.seeding", "trainer.metrics"),
-        *("trainer.console", "trainer.signals", "trainer.outcome"),
-    ),
-    (
-        *("launch.compatibility", "launch.batch", "launch.strategy", "launch.operators", "launch.demo_models"),
-        *("trainer.data.json_rows", "trainer.data.files", "trainer.data.sources", "trainer.data.splits"),
-        *("trainer.data.leakage", "trainer.data.chat", "trainer.data.templates", "trainer.data.heldout"),
-        *("trainer.data.examples", "trainer.data.tokenize", "trainer.data.token_store"),
-        *("trainer.data.fingerprint", "trainer.data.artifact", "trainer.data.chunks", "trainer.data.task_tokens"),
-        "trainer.data.stream",
-        *("trainer.data.shares", "trainer.data.course", "trainer.data.mixture", "trainer.data.draws"),
-        *("trainer.data.packing", "trainer.data.by_steps", "trainer.data.order", "trainer.data.collate"),
-        "trainer.data.order_file",
-        *("trainer.model", "trainer.engine.scaling", "trainer.engine.protocol"),
-        *("trainer.engine.forward", "trainer.engine.generation", "trainer.engine.optimizer"),
-        *("trainer.engine.plain", "trainer.engine.zero"),
-    ),
-    (
-        *("launch.plan", "launch.demo_data"),
-        *("trainer.evaluation.scorers", "trainer.evaluation.examples"),
-        *("trainer.evaluation.score", "trainer.evaluation.measure", "trainer.evaluation.prepare"),
-        *("trainer.isolation", "trainer.run_data"),
-        *("trainer.provenance", "trainer.checkpoint", "trainer.program", "trainer.prepare"),
-        *("trainer.inspection_page", "trainer.inspection_text", "trainer.inspection_html", "trainer.inspection"),
-        *("trainer.export", "trainer.generate"),
-    ),
-    ("launch.local", "launch.demo", "trainer.loop", "trainer.journal"),
-    ("launch.__main__", "trainer.worker"),
-)
 GROUND = FLOORS[0]
 HEIGHT = {module: (floor, place) for floor, row in enumerate(FLOORS) for place, module in enumerate(row)}
 
-STARTERS = {"launch.local", "launch.machine", "launch.operators", "launch.slurm", "launch.doctor"}
-READERS_OF_THE_ENVIRONMENT = {"launch.machine", "trainer.distributed"}
-DOORS: dict[str, set[str]] = {
-    "deepspeed": {"trainer.engine.zero"},
-    "accelerate": {"trainer.engine.plain"},
-    "peft": {"trainer.model"},
-    "bitsandbytes": {"trainer.engine.optimizer"},
-    "datasets": {"trainer.data.sources"},
-    "matplotlib": {"trainer.inspection_html"},
-    "tensorboard": {"trainer.metrics"},
-    "torch.utils.tensorboard": {"trainer.metrics"},
-    "torch.distributed": {"trainer.distributed"},
-    "subprocess": STARTERS,
-    "os.system": STARTERS,
-    "os.popen": STARTERS,
-    "os.environ": READERS_OF_THE_ENVIRONMENT,
-    "os.getenv": READERS_OF_THE_ENVIRONMENT,
-    "importlib.import_module": set(),
-    "__import__": set(),
-}
 HEAVY = ("torch", "transformers", "deepspeed", "peft", "accelerate", "datasets")
 
 

@@ -67,6 +67,7 @@ def walk(plan: Plan, world: World, screen: Screen, *, evaluate: bool) -> dict[st
         first_step=0,
         num_tasks=len(data.tasks),
         stop_requested=lambda: False,
+        pulse_due=lambda: False,
         on_step=on_step,
         on_batches=notes.add if plan.config.run.record_order else None,
     )

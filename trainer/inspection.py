@@ -62,7 +62,7 @@ def inspect(run_path: Path, screen: Screen, *, num_examples: int) -> Page:
 
 def _tasks(data: RunData) -> tuple[TaskPart, ...]:
     heldout = {
-        task.capability: len(chosen.examples)
+        task.examples: len(chosen.examples)
         for task, chosen in zip(data.measurement.tasks, data.measurement.data, strict=True)
     }
     draws = data.order.draws(len(data.tasks))

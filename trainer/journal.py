@@ -4,13 +4,17 @@ Window numbers (tokens per second, loss per task) are sums over the steps since 
 last logged one, divided once; time spent in checkpoints and evaluations is not in them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 
 from trainer.config.plan import Plan
 from trainer.console import Screen
+from trainer.evaluation.capability_row import MACRO_F1, CapabilityRow
+from trainer.evaluation.report import ForgettingReport, drift_of
+from trainer.evaluation.report_text import interval, render_markdown, signed
 from trainer.evaluation.suite import EvaluationTask
 from trainer.loop import StepResult
 from trainer.metrics import Metrics
@@ -51,6 +55,44 @@ class Journal:
         self._screen.advance(len(self._measured), note=f"{name} {value:.3f}")
         if self._metrics is not None:
             self._metrics.write(self._step, {f"heldout/{name}": value})
+
+    def say(self, line: str) -> None:
+        """One line on the screen."""
+        self._screen.say(line)
+
+    def compared(self, step: int, moment: str, rows: Sequence[CapabilityRow]) -> None:
+        """Main rank: a measurement while training, compared with the base."""
+        values = comparison_values(rows)
+        if self._metrics is not None:
+            self._metrics.write(step, values)
+        base = [row for row in rows if row.group == "base"] or rows
+        told = ", ".join(
+            f"{row.name} {signed(row.difference)} {interval(row)}" for row in base if row.measure != MACRO_F1
+        )
+        self._screen.say(f"step {step:>6} {moment}: against the base: {told}")
+
+    def reported(self, step: int, report: ForgettingReport) -> None:
+        """Main rank: the report of the run."""
+        if self._metrics is None:
+            return
+        stages = report.stages
+        values = comparison_values(report.rows)
+        if stages is not None:
+            measures = {
+                "average_accuracy": stages.average_accuracy,
+                "backward_transfer": stages.backward_transfer,
+                "forward_transfer": stages.forward_transfer,
+                "forgetting": stages.forgetting,
+            }
+            values |= {f"stages/{name}": value for name, value in measures.items() if value is not None}
+        self._metrics.write(step, values)
+        self._metrics.write_text("report", render_markdown(report))
+
+    def drawn(self, step: int, figures: Mapping[str, Figure]) -> None:
+        """Main rank: the figures of the report."""
+        for name, figure in figures.items():
+            if self._metrics is not None:
+                self._metrics.write_figure(f"report/{name}", figure, step)
 
     def begin_training(self) -> None:
         """Steps follow."""
@@ -112,6 +154,31 @@ class Journal:
         self._screen.end_progress()
         if self._metrics is not None:
             self._metrics.close()
+
+
+def comparison_values(rows: Sequence[CapabilityRow]) -> dict[str, float]:
+    """The numbers of a comparison by the names that they have in metrics.jsonl and TensorBoard."""
+    values: dict[str, float] = {}
+    for row in rows:
+        place = f"{'forgetting' if row.group == 'base' else 'learning'}/{row.name}"
+        values |= {
+            f"{place}/difference": row.difference,
+            f"{place}/interval_low": row.interval_low,
+            f"{place}/interval_high": row.interval_high,
+        }
+        if row.num_lost is not None and row.num_gained is not None:
+            values[f"{place}/negative_flip_rate"] = row.num_lost / row.num_examples
+            values[f"{place}/positive_flip_rate"] = row.num_gained / row.num_examples
+        if row.answer_agreement is not None:
+            values[f"{place}/answer_agreement"] = row.answer_agreement
+    for drift in drift_of(rows):
+        measured = {
+            "delta_nll": drift.delta_nll,
+            "kl_nats_per_token": drift.kl_nats_per_token,
+            "top1_agreement": drift.top1_agreement,
+        }
+        values |= {f"drift/{drift.group}/{name}": value for name, value in measured.items() if value is not None}
+    return values
 
 
 def _in_words(data: RunData) -> str:

@@ -54,6 +54,9 @@ class StepResult:
     stop: bool
     """Some rank was asked to stop."""
 
+    pulse: bool
+    """The main rank wants a small measurement now."""
+
 
 def train(
     engine: Engine,
@@ -63,6 +66,7 @@ def train(
     first_step: int,
     num_tasks: int,
     stop_requested: Callable[[], bool],
+    pulse_due: Callable[[], bool],
     on_step: Callable[[StepResult], None],
     on_batches: Callable[[int, Sequence[Batch]], None] | None = None,
 ) -> StepResult | None:
@@ -71,7 +75,8 @@ def train(
     Args:
         first_step: completed steps of the run so far.
         stop_requested: asked on each rank after each step; one yes stops all ranks together.
-        on_step: called on every rank after each step, in the same order: logging, checkpoints.
+        pulse_due: asked on each rank after each step; what the main rank says is told in `StepResult.pulse`.
+        on_step: called on every rank after each step, in the same order: logging, measurements, checkpoints.
         on_batches: told what this rank is about to train on in a step (from 0).
 
     Returns:
@@ -93,6 +98,7 @@ def train(
             learning_rate=_learning_rate(step, training),
             num_tasks=num_tasks,
             stop_requested=stop_requested,
+            pulse_due=pulse_due,
         )
         on_step(result)
         if result.stop:
@@ -108,6 +114,7 @@ def train_step(
     learning_rate: float,
     num_tasks: int,
     stop_requested: Callable[[], bool],
+    pulse_due: Callable[[], bool],
 ) -> StepResult:
     """Collective: one optimizer step over the micro-batches of all ranks."""
     started = time.perf_counter()
@@ -117,13 +124,11 @@ def train_step(
     while norm is None:  # once, but for fp16: a step whose gradients overflow is taken again with a smaller scale
         num_overflows += 1
         sums_K2 = accumulate_gradients(engine, microbatches, num_tasks=num_tasks, num_targets=num_targets)
-        others = torch.tensor(
-            [sum(batch.num_tokens for batch in microbatches), float(stop_requested())],
-            dtype=torch.float64,
-            device=device,
-        )
+        num_tokens = sum(batch.num_tokens for batch in microbatches)
+        wishes = [float(stop_requested()), float(engine.world.is_main and pulse_due())]
+        others = torch.tensor([num_tokens, *wishes], dtype=torch.float64, device=device)
         sums = engine.world.sum(torch.cat([sums_K2.flatten(), others])).cpu()  # the one host sync of a step
-        nll_K, targets_K = sums[:-2].view(num_tasks, 2).unbind(1)
+        nll_K, targets_K = sums[:-3].view(num_tasks, 2).unbind(1)
         loss = float(nll_K.sum() / targets_K.sum())
         if not torch.isfinite(sums).all():
             raise NonFiniteError(f"step {step + 1}: the loss is {loss}; the optimizer did not step")
@@ -138,11 +143,12 @@ def train_step(
         learning_rate=learning_rate,
         nll_K=nll_K,
         targets_K=targets_K,
-        num_tokens=int(sums[-2]),
+        num_tokens=int(sums[-3]),
         loss_scale=engine.loss_scale.value,
         num_overflows=num_overflows,
         seconds=time.perf_counter() - started,
-        stop=bool(sums[-1] > 0),
+        stop=bool(sums[-2] > 0),
+        pulse=bool(sums[-1] > 0),
     )
 
 

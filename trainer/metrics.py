@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
 from trainer.config.run_folder import RunFolder, write_text_atomically
@@ -29,6 +30,10 @@ class Metrics:
     def write_text(self, name: str, text: str) -> None:
         """A text panel in TensorBoard, in Markdown."""
         self._board.add_text(name, text)
+
+    def write_figure(self, name: str, figure: Figure, step: int) -> None:
+        """A figure in TensorBoard."""
+        self._board.add_figure(name, figure, step)
 
     def close(self) -> None:
         """Flush both."""

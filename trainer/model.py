@@ -162,6 +162,11 @@ def load_base(
     return model, sorted({name.rpartition(".")[0] for name in missing})
 
 
+def with_small_adapter(model: PreTrainedModel, *, rank: int) -> PeftModel:
+    """A model with a fresh adapter on every linear layer, which is all that can be trained."""
+    return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
+
+
 @contextmanager
 def base_weights(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     """Inside, the model computes as it did before training: adapters are off."""

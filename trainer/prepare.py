@@ -15,6 +15,7 @@ from trainer.config.data_schema import DataSection
 from trainer.config.plan import read_plan
 from trainer.config.run_folder import RunFolder
 from trainer.console import Screen
+from trainer.data.fingerprint import Fingerprints
 from trainer.program import run_program
 from trainer.run_data import read_data
 
@@ -35,6 +36,7 @@ def prepare(run_path: Path, screen: Screen) -> str:
     """
     plan = read_plan(RunFolder(run_path).plan)
     read_data(plan, Screen(sys.stdout, speaks=False), processes=num_processes(plan.config.data), tell=screen.say)
+    Fingerprints(Path(plan.cache_folder) / "data" / "files").model(Path(plan.model_folder))  # ranks would wait for it
     return ""
 
 

@@ -10,10 +10,10 @@ from trainer.config.run_folder import RunFolder
 from trainer.console import Screen, divert_library_output
 
 
-def run_program(run_path: Path, name: str, body: Callable[[Screen], str]) -> int:
+def run_program(run_path: Path, name: str, body: Callable[[Screen], str], *, needs_plan: bool = True) -> int:
     """Run `body`, print the text that it returns, and turn its errors into exit codes. The screen is for progress."""
     folder = RunFolder(run_path)
-    if not folder.plan.is_file():
+    if needs_plan and not folder.plan.is_file():
         print(f"{OWN_LINE}{run_path}: not a run folder (no plan.json in it).", file=sys.stderr)
         return EXIT_INPUT
     log = folder.logs / f"{name}.log"

@@ -1,4 +1,4 @@
-"""Where a report comes from: configuration, code, versions, hardware; and the report of a finished run."""
+"""Where a report comes from: configuration, code, versions, hardware."""
 
 import importlib.metadata
 import platform
@@ -6,18 +6,13 @@ import platform
 import torch
 
 from trainer.config.plan import Plan
-from trainer.config.run_folder import RunFolder
-from trainer.evaluation.forgetting import compare_task
-from trainer.evaluation.measure import Measurement
-from trainer.evaluation.records import read_records
-from trainer.evaluation.report import JSON, build_report, write_report
+from trainer.evaluation.report import JSON
 
 PACKAGES = ("torch", "transformers", "deepspeed", "accelerate", "peft", "bitsandbytes", "datasets", "numpy")
 
 
 def provenance(plan: Plan, *, step: int) -> dict[str, JSON]:
     """What somebody needs to repeat the measurement."""
-    device = torch.cuda.get_device_name() if plan.device == "cuda" else platform.machine()
     return {
         "model": plan.config.model.path,
         "objective": plan.config.objective,
@@ -26,30 +21,19 @@ def provenance(plan: Plan, *, step: int) -> dict[str, JSON]:
         "decisions": [f"{d.field}: {d.asked} -> {d.used} ({d.reason})" for d in plan.decisions],
         "strategy": plan.strategy,
         "world_size": plan.world_size,
-        "device": device,
         "precision": plan.config.training.precision,
         "optimizer_steps": step,
         "seed": plan.config.run.seed,
         "config_sha256": plan.config_sha256,
         "retain": plan.code_version,
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        **machine(plan.device),
     }
 
 
-def write_run_report(folder: RunFolder, measurement: Measurement, *, plan: Plan, step: int) -> None:
-    """Join the records of step 0 and of `step`, and write report.json and report.md.
-
-    Raises:
-        InputError: records before and after are not of the same examples.
-    """
-    rows = [
-        compare_task(
-            description,
-            before=read_records(folder.records(0, task.name)),
-            after=read_records(folder.records(step, task.name)),
-        )
-        for task in measurement.tasks
-        for description in task.descriptions
-    ]
-    write_report(folder.path, build_report(rows, provenance=provenance(plan, step=step)))
+def machine(device: str) -> dict[str, JSON]:
+    """Hardware and versions."""
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else platform.machine(),
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+    }

@@ -72,7 +72,16 @@ def read_data(plan: Plan, screen: Screen, *, processes: int = 1, tell: Say | Non
     reader.report_leakage()
     course, order = reader.order(tasks)
     return RunData(
-        tasks, course, order, Measurement(evaluations, heldout, reader.encoder, plan.evaluation_examples_per_batch)
+        tasks,
+        course,
+        order,
+        Measurement(
+            evaluations,
+            heldout,
+            reader.encoder,
+            plan.evaluation_examples_per_batch,
+            plan.config.evaluation.drift_tokens_per_task,
+        ),
     )
 
 
@@ -91,14 +100,16 @@ class _Reader:
             self.encoder.refuse_missing_template()
 
     def evaluations(self, evaluations: Sequence[EvaluationTask]) -> dict[str, Prepared]:
-        """Held-out examples by capability, in the order of the evaluation tasks."""
+        """Held-out examples by name, in the order of the evaluation tasks."""
         config, prepared = self._plan.config, {}
-        for capability, group in groupby(evaluations, key=lambda task: task.capability):
+        for examples, group in groupby(evaluations, key=lambda task: task.examples):
             tasks = list(group)
+            spec = tasks[0].spec
+            solved = self._fingerprints.source(spec.few_shot.data) if spec.few_shot else []
             one = prepare_capability(
                 self._cache,
                 tasks,
-                source_key=key_of(self._fingerprints.source(tasks[0].spec.data), self._tokenizer_key),
+                source_key=key_of(self._fingerprints.source(spec.data), solved, self._tokenizer_key),
                 encoder=self.encoder,
                 context_tokens=config.data.sequence_length_tokens,
                 max_examples=config.evaluation.max_examples_per_task,
@@ -108,8 +119,8 @@ class _Reader:
                 timeout_seconds=config.data.preparation_timeout_seconds,
             )
             self._tell_heldout(tasks, one)
-            self._num_heldout[capability] = max(len(data.examples) for data in one.data)
-            prepared[capability] = one
+            self._num_heldout[examples] = max(len(data.examples) for data in one.data)
+            prepared[examples] = one
         return prepared
 
     def tasks(self, heldout_folders: Sequence[Path]) -> list[TrainingTask]:

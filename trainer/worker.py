@@ -6,7 +6,7 @@ reports. The loop itself is in trainer/loop.py.
 
 import argparse
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,13 @@ from trainer.distributed import World, end_rank, host_name, join_world, place_of
 from trainer.engine.plain import PlainEngine
 from trainer.engine.protocol import Engine
 from trainer.engine.zero import ZeroEngine, partitioned_loading
-from trainer.evaluation.measure import measure
 from trainer.isolation import refuse_contamination
 from trainer.journal import Journal
 from trainer.loop import StepResult, train
 from trainer.metrics import Metrics
-from trainer.model import base_weights, count_parameters, load_model, load_weights
+from trainer.model import count_parameters, load_model, load_weights
+from trainer.observer import Observer
 from trainer.outcome import write_outcome
-from trainer.provenance import write_run_report
 from trainer.run_data import RunData, read_data
 from trainer.seeding import seed_everything
 from trainer.signals import StopRequest
@@ -87,28 +86,23 @@ def run(plan: Plan, folder: RunFolder, *, resume: bool, stop: StopRequest, scree
         if world.any(stop.requested):
             raise StoppedEarly
 
+    observer = Observer(plan, folder, engine, data, journal=journal, check_stop=check_stop)
     try:
         if step == 0:
-            measure_baseline(plan, folder, engine, data, journal=journal, check_stop=check_stop)
-        step = train_all(plan, folder, world, engine, data, first_step=step, stop=stop, journal=journal)
-        journal.begin_measurement("after training", data.measurement.tasks)
-        measure(engine, data.measurement, folder=folder, step=step, check_stop=check_stop, on_task=journal.measured)
-        if world.is_main:
-            write_run_report(folder, data.measurement, plan=plan, step=step)
-        world.barrier()
+            measure_baseline(plan, folder, engine, observer, journal=journal)
+        step = train_all(
+            plan, folder, world, engine, data, first_step=step, stop=stop, journal=journal, observer=observer
+        )
+        observer.final(step)
     finally:
         journal.close()
 
 
-def measure_baseline(
-    plan: Plan, folder: RunFolder, engine: Engine, data: RunData, *, journal: Journal, check_stop: Callable[[], None]
-) -> None:
+def measure_baseline(plan: Plan, folder: RunFolder, engine: Engine, observer: Observer, *, journal: Journal) -> None:
     """Collective: measure the model as it was before training; stopped meanwhile, it leaves a checkpoint of step 0."""
-    journal.begin_measurement("before training", data.measurement.tasks)
     try:
-        with base_weights(engine.model):
-            measure(engine, data.measurement, folder=folder, step=0, check_stop=check_stop, on_task=journal.measured)
-    except StoppedEarly:  # outside of the block above: adapters that are switched off count as frozen
+        observer.baseline()
+    except StoppedEarly:  # adapters that are switched off count as frozen: outside of the block that does it
         journal.saved(save_checkpoint(engine, plan=plan, folder=folder, step=0))
         raise
 
@@ -123,6 +117,7 @@ def train_all(
     first_step: int,
     stop: StopRequest,
     journal: Journal,
+    observer: Observer,
 ) -> int:
     """Collective: the remaining steps, with checkpoints; returns the completed steps."""
     training, every = plan.config.training, plan.config.checkpoint.every_steps
@@ -130,12 +125,19 @@ def train_all(
     def on_step(result: StepResult) -> None:
         journal.step(result)
         last = result.step == training.num_steps
+        try:
+            if not result.stop:
+                observer.after_step(result)
+        except StoppedEarly:
+            journal.saved(save_checkpoint(engine, plan=plan, folder=folder, step=result.step))
+            raise
         if last or result.stop or (every is not None and result.step % every == 0):
             journal.saved(save_checkpoint(engine, plan=plan, folder=folder, step=result.step))
 
     notes = None
     if plan.config.run.record_order:
         notes = OrderNotes(folder, rank=world.rank, first_step=first_step, order=data.order, tasks=data.tasks)
+    observer.begin_training(first_step)
     journal.begin_training()
     result = train(
         engine,
@@ -144,6 +146,7 @@ def train_all(
         first_step=first_step,
         num_tasks=len(data.tasks),
         stop_requested=lambda: stop.requested,
+        pulse_due=observer.pulse_due,
         on_step=on_step,
         on_batches=notes.add if notes is not None else None,
     )

@@ -121,6 +121,8 @@ RECIPES = {
 DEMOS = {
     "demo": Meant("zero2", 2, "fp32", 852_608, 852_608, 0.003410),
     "multitask": Meant("zero2", 2, "fp32", 852_608, 852_608, 0.003410),
+    "continual": Meant("single", 1, "fp32", 852_608, 852_608, 0.003410),
+    "continual_replay": Meant("single", 1, "fp32", 852_608, 852_608, 0.003410),
     "demo_smollm2": Meant("zero2", 2, "fp32", 134_515_008, LORA_SMOLLM2, 0.5576),  # 4 * (0.134515 + 0.004884)
 }
 """Planned here; other tests train them."""
@@ -151,7 +153,7 @@ def plan_at_true_size(name: str, folder: Path) -> Plan:
     path.parent.symlink_to(CONFIGS)
     config = load_config(path, variables={"RETAIN_CACHE": "cache"})
     for task in config.data.tasks.values():
-        for file in (folder / task.train, folder / task.heldout):
+        for file in (folder / source for source in (task.train, task.heldout) if source is not None):
             file.parent.mkdir(parents=True, exist_ok=True)
             file.touch()
     model = config.model.path

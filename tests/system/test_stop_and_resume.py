@@ -104,7 +104,9 @@ def test_ctrl_c_writes_a_checkpoint_says_how_to_go_on_and_leaves_no_process(
 def test_a_stop_during_the_first_measurement_can_be_resumed(tmp_path: Path) -> None:
     # With adapters: they are switched off at that moment, and must be in the checkpoint all the same.
     folder = tmp_path / "run"
-    code, output = start_and_interrupt(folder, "method=lora", after_line="measuring before", number=signal.SIGTERM)
+    code, output = start_and_interrupt(
+        folder, "method=lora", "evaluation.baseline=measure", after_line="measuring before", number=signal.SIGTERM
+    )
     assert code == 75, output
     assert f"Go on from step 0 with: retain train --resume {folder}" in output
     assert workers_of(folder) == []

@@ -210,4 +210,7 @@ def test_base_abilities_share_no_passage_with_each_other_or_with_a_task(tasks_fo
     tasks = runs([row[INPUT_FIELD[path.parent.name]] for path in paths for row in rows(path)])
     assert not prose & continuation
     assert not (prose | continuation) & tasks
-    assert not any((tasks_folder / ability / "train.jsonl").exists() for ability in BASE_ABILITIES)
+    replayed = runs([row["text"] for row in rows(tasks_folder / "prose" / "train.jsonl")])
+    assert not replayed & (prose | continuation | tasks)
+    trained = [ability for ability in BASE_ABILITIES if (tasks_folder / ability / "train.jsonl").exists()]
+    assert trained == ["prose"]

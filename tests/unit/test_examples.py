@@ -18,7 +18,8 @@ from trainer.data.sources import BadExamples, read_rows
 from trainer.data.tokenize import PromptEncoder
 from trainer.evaluation.examples import EvaluationData, EvaluationExample, Selection
 from trainer.evaluation.prepare import Prepared, prepare_capability
-from trainer.evaluation.suite import EvaluationTask, SuiteTask
+from trainer.evaluation.suite import EvaluationTask
+from trainer.evaluation.suite_schema import SuiteTask
 
 BOS, EOS = 0, 1
 CONTEXT_TOKENS = 64
@@ -42,7 +43,8 @@ ENCODER = encoder_of()
 
 def task_of(path: Path, **fields: Any) -> EvaluationTask:
     spec = {"kind": "text", "data": str(path), "prompt": "{{ q }}", "response": "{{ a }}", **fields}
-    return EvaluationTask(name="quiz", capability="quiz", group="base", spec=SuiteTask.model_validate(spec))
+    names = dict.fromkeys(("name", "capability", "examples"), "quiz")
+    return EvaluationTask(**names, group="base", spec=SuiteTask.model_validate(spec))
 
 
 def written(folder: Path, rows: list[dict[str, Any]]) -> Path:
@@ -273,9 +275,8 @@ def test_the_hash_changes_with_one_byte_of_the_prompt_or_of_a_candidate(tmp_path
     row = {"q": "what", "a": "a", "c": ["a", "b"]}
     fields = {"kind": "choice", "choices_column": "c"}
     changes = [{}, {"q": "what "}, {"q": "What"}, {"c": ["a", "c"]}, {"c": ["b", "a"]}, {"c": ["a", "b", "b"]}]
-    variants = [row | change for change in changes]
-    hashes = [only(tmp_path, variant, **fields).prompt_sha256 for variant in variants]
-    assert len(set(hashes)) == len(variants)
+    hashes = [only(tmp_path, row | change, **fields).prompt_sha256 for change in changes]
+    assert len(set(hashes)) == len(changes)
     assert only(tmp_path, dict(row), **fields).prompt_sha256 == hashes[0]
 
 
@@ -288,8 +289,7 @@ def test_the_hash_knows_where_the_prompt_ends(tmp_path: Path) -> None:
 
 def test_the_hash_of_an_example_is_the_same_on_every_machine(tmp_path: Path) -> None:
     # "!" and "#" are bytes 0 and 2 of the alphabet (ids 2 and 4), after <s> = 0 and </s> = 1.
-    example = only(tmp_path, {"q": "!", "a": "#"})
-    assert example.prompt_sha256 == hashlib.sha256(b"[[0, 2], [[4]]]").hexdigest()
+    assert only(tmp_path, {"q": "!", "a": "#"}).prompt_sha256 == hashlib.sha256(b"[[0, 2], [[4]]]").hexdigest()
 
 
 def test_an_example_that_one_measure_refuses_is_in_none_of_them(tmp_path: Path) -> None:

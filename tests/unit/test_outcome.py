@@ -8,7 +8,7 @@ import pytest
 
 from trainer.config.errors import ConfigError, DataError, InputError, NonFiniteError
 from trainer.config.run_folder import RunFolder
-from trainer.evaluation.forgetting import JoinError
+from trainer.evaluation.join import JoinError
 from trainer.outcome import write_outcome
 
 ENDS = [

@@ -1,4 +1,4 @@
-"""The report: its two answers, its bytes, and that no text of an example can break its markdown."""
+"""The report: its verdicts over all base rows together, its drift, its bytes, and what it refuses to be."""
 
 import json
 import math
@@ -7,17 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from trainer.config.errors import DataError
-from trainer.evaluation.forgetting import CapabilityRow, LostExample
-from trainer.evaluation.report import (
-    TABLE_COLUMNS,
-    ForgettingReport,
-    build_report,
-    read_report,
-    render_markdown,
-    table_rows,
-    write_report,
-)
+from trainer.config.errors import EXIT_DONE, EXIT_INCONCLUSIVE, EXIT_REGRESSED, DataError
+from trainer.evaluation.capability_row import CapabilityRow, LostExample
+from trainer.evaluation.continual import ContinualMatrix
+from trainer.evaluation.report import Drift, ForgettingReport, build_report, read_report, write_report
+from trainer.evaluation.stages import read_off
+from trainer.evaluation.verdict_rule import Verdict, exit_code
 
 PROSE = CapabilityRow(
     name="prose",
@@ -27,38 +22,59 @@ PROSE = CapabilityRow(
     measure="loss",
     unit="nats/token",
     higher_is_better=False,
+    margin=0.05,
     num_examples=400,
+    num_clusters=400,
+    num_units=8000.0,
     before=4.5204,
     after=4.9301,
     difference=0.4097,
     interval_low=0.3801,
     interval_high=0.4399,
-    interval_method="normal (delta method)",
+    interval_method="skewness-corrected t",
+    standard_error=0.0152,
+    minimal_detectable_effect=0.0426,
+    num_examples_needed=290,
     change="worsened",
-    num_lost=None,
-    num_gained=None,
-    mcnemar_p=None,
-    lost=(),
+    p_value=0.0001,
+    p_method="sign-flip permutation",
+    bits_per_byte_before=1.5,
+    bits_per_byte_after=1.6,
+    kl_nats_per_token=0.25,
+    top1_agreement=0.75,
 )
-QUIZ = replace(
-    PROSE,
+QUIZ = CapabilityRow(
     name="quiz",
     capability="general knowledge",
+    group="base",
     kind="generate",
     measure="exact match",
     unit="share",
     higher_is_better=True,
+    margin=0.04,
     num_examples=200,
+    num_clusters=200,
+    num_units=200.0,
     before=0.5,
     after=0.495,
     difference=-0.005,
     interval_low=-0.035,
     interval_high=0.02,
-    interval_method="BCa bootstrap",
+    interval_method="score (Tango)",
+    standard_error=0.014,
+    minimal_detectable_effect=0.0392,
+    num_examples_needed=193,
     change="no clear change",
+    p_value=1.0,
+    p_method="exact McNemar",
     num_lost=5,
     num_gained=4,
-    mcnemar_p=1.0,
+    conditional_forgetting=0.05,
+    answer_agreement=0.9,
+    chance=0.0,
+    retention=0.99,
+    num_unparsed_before=2,
+    num_unparsed_after=7,
     lost=(LostExample(prompt="Capital of Peru?", target="Lima", answer_before="Lima", answer_after=""),),
 )
 REVIEWS = replace(
@@ -75,7 +91,7 @@ REVIEWS = replace(
     change="improved",
     num_lost=0,
     num_gained=50,
-    mcnemar_p=1.7763568394002505e-15,
+    p_value=1.7763568394002505e-15,
     lost=(),
 )
 PROVENANCE = {"commit": "abc123", "config_sha256": "f00d", "seed": 0, "step": 100, "versions": {"torch": "2", "b": "1"}}
@@ -83,12 +99,6 @@ PROVENANCE = {"commit": "abc123", "config_sha256": "f00d", "seed": 0, "step": 10
 
 def report_of(*rows: CapabilityRow) -> ForgettingReport:
     return build_report(rows, provenance=PROVENANCE)
-
-
-def headline(*rows: CapabilityRow) -> str:
-    title, answer = render_markdown(report_of(*rows)).split("\n\n")[:2]
-    assert title == "# What was learnt, what was forgotten"
-    return answer
 
 
 def test_the_report_names_what_was_forgotten_and_puts_trained_tasks_first() -> None:
@@ -125,147 +135,120 @@ def test_a_worsened_row_is_worse_than_one_that_is_not_however_lopsided_its_inter
     assert report_of(unclear, lopsided).worst_base == "lopsided"
 
 
-def test_the_headline_tells_what_was_forgotten_with_its_interval() -> None:
-    assert headline(PROSE, QUIZ, REVIEWS) == (
-        "**Learnt: 1 of 1 trained tasks improved. "
-        "Forgotten: prose (loss 4.52 -> 4.93 nats/token, +0.41 [0.38, 0.44]).** Worst base ability: prose."
-    )
+def verdicts(*rows: CapabilityRow) -> dict[str, Verdict | None]:
+    return {row.name: row.verdict for row in report_of(*rows).rows}
 
 
-def test_the_headline_never_takes_an_unclear_change_for_proof() -> None:
-    assert headline(QUIZ, REVIEWS) == (
-        "**Learnt: 1 of 1 trained tasks improved. No base ability worsened beyond its interval** "
-        "(this is not proof that none did: for general knowledge (quiz) the interval allows a worsening of up to "
-        "0.035 share). Worst base ability: general knowledge (exact match 0.5 -> 0.495 share, "
-        "-0.005 [-0.035, 0.02])."
-    )
+def test_a_verdict_is_of_the_gain_whichever_way_the_measure_points() -> None:
+    # prose rises by 0.38 to 0.44 nats, margin 0.05: worse.  Falling by as much it is better.  quiz: -0.035 is within
+    # 0.04, but not within 0.03.  A trained task has no verdict.
+    better = replace(PROSE, name="better", difference=-0.41, interval_low=-0.44, interval_high=-0.38, change="improved")
+    strict = replace(QUIZ, name="strict", margin=0.03)
+    assert verdicts(PROSE, better, QUIZ, strict, REVIEWS) == {
+        "reviews": None,
+        "prose": "REGRESSED",
+        "better": "NON-INFERIOR",
+        "quiz": "NON-INFERIOR",
+        "strict": "INCONCLUSIVE",
+    }
 
 
-def test_the_headline_says_that_a_trained_task_worsened() -> None:
-    worse = replace(REVIEWS, name="other", change="worsened")
-    assert headline(REVIEWS, worse, QUIZ).startswith("**Learnt: 1 of 2 trained tasks improved, 1 WORSENED. No base")
-
-
-def test_the_headline_says_when_a_group_was_not_measured() -> None:
-    assert "No base ability was measured: what was forgotten is unknown." in headline(REVIEWS)
-    assert headline(QUIZ).startswith("**No trained task was measured. No base ability worsened")
-
-
-def test_table_rows_are_plain_text_in_the_order_of_the_rows() -> None:
-    quiz = ("0.5", "0.495", "-0.005", "[-0.035, 0.02]", "no clear change")
-    assert len(TABLE_COLUMNS) == 8
-    assert table_rows(report_of(PROSE, QUIZ, REVIEWS)) == [
-        ("reviews", "accuracy (share)", "200", "0.5", "0.75", "+0.25", "[0.18, 0.32]", "improved"),
-        ("prose", "loss (nats/token)", "400", "4.52", "4.93", "+0.41", "[0.38, 0.44]", "WORSENED"),
-        ("general knowledge", "exact match (share)", "200", *quiz),
+def test_the_worst_verdict_of_its_rows_is_that_of_a_capability_and_of_all_that_of_the_report() -> None:
+    strict = replace(QUIZ, name="strict", margin=0.03)
+    report = report_of(QUIZ, REVIEWS, strict)
+    assert [(one.capability, one.verdict, one.rows) for one in report.capabilities] == [
+        ("general knowledge", "INCONCLUSIVE", ("quiz", "strict"))
     ]
+    assert report.verdict == "INCONCLUSIVE"
+    everything = report_of(strict, PROSE, QUIZ, REVIEWS)
+    assert [(one.capability, one.verdict) for one in everything.capabilities] == [
+        ("general knowledge", "INCONCLUSIVE"),
+        ("prose", "REGRESSED"),
+    ]
+    assert everything.verdict == "REGRESSED"
+    codes = [exit_code(found) for found in (everything.verdict, report.verdict, report_of(QUIZ).verdict) if found]
+    assert codes == [EXIT_REGRESSED, EXIT_INCONCLUSIVE, EXIT_DONE]
+    assert (report_of(REVIEWS).verdict, report_of(REVIEWS).capabilities) == (None, ())
 
 
-def test_numbers_have_three_significant_digits_and_no_exponent_when_large() -> None:
-    values = (0.0, -0.0, 1.0, 0.12345, -2.0061, 12.345, 999.4, 999.6, 123456.7)
-    shown = [table_rows(report_of(replace(PROSE, before=value)))[0][3] for value in values]
-    assert shown == ["0", "0", "1", "0.123", "-2.01", "12.3", "999", "1000", "123457"]
+def test_the_more_base_rows_are_looked_at_the_clearer_a_loss_must_be() -> None:
+    # Holm (1979): the smallest of m p values is multiplied by m.  0.02 is below 0.05 alone and beside one more row,
+    # but 3 * 0.02 = 0.06 is not.  Trained rows are not looked at for losses.
+    clear = replace(QUIZ, name="clear", interval_low=-0.2, interval_high=-0.01, p_value=0.02, change="worsened")
+    trained, others = replace(REVIEWS, p_value=0.9), [replace(QUIZ, name=f"other {n}", p_value=0.9) for n in range(3)]
+    found = {}
+    for number in range(4):
+        rows = {row.name: row for row in report_of(clear, trained, *others[:number]).rows}
+        found[number] = (rows["clear"].verdict, rows["clear"].adjusted_p)
+        assert (rows["reviews"].adjusted_p, rows["reviews"].verdict) == (0.9, None)  # of its own group
+    assert found == {
+        0: ("REGRESSED", pytest.approx(0.02)),
+        1: ("REGRESSED", pytest.approx(0.04)),
+        2: ("INCONCLUSIVE", pytest.approx(0.06)),
+        3: ("INCONCLUSIVE", pytest.approx(0.08)),
+    }
 
 
-def test_the_markdown_splits_the_table_by_group() -> None:
-    text = render_markdown(report_of(QUIZ, REVIEWS))
-    head = (
-        "| Capability | Measure | n | Before | After | Difference | 95 % interval | Verdict |\n"
-        "| --- | --- | --- | --- | --- | --- | --- | --- |\n"
+def test_an_adjusted_p_is_never_below_that_of_a_smaller_p() -> None:
+    # Sorted 0.01, 0.02, 0.02: times 3, 2, 1 and never falling: 0.03, 0.04, 0.04.
+    rows = [replace(QUIZ, name=name, p_value=p) for name, p in (("a", 0.02), ("b", 0.01), ("c", 0.02))]
+    assert [row.adjusted_p for row in report_of(*rows).rows] == pytest.approx([0.04, 0.03, 0.04])
+
+
+def test_nothing_is_kept_by_a_margin_below_what_flips_by_itself() -> None:
+    assert verdicts(replace(QUIZ, null_flip_rate=0.03)) == {"quiz": "NON-INFERIOR"}
+    assert verdicts(replace(QUIZ, null_flip_rate=0.05)) == {"quiz": "INCONCLUSIVE"}
+
+
+def test_a_base_at_chance_is_said_to_have_had_nothing_to_lose() -> None:
+    (row,) = report_of(replace(QUIZ, retention=None, chance=0.5)).rows
+    assert row.verdict_reason.endswith("; the base was not shown to be above chance, so it had little to lose")
+    assert "chance" not in report_of(PROSE).rows[0].verdict_reason
+
+
+def test_drift_is_over_the_loss_rows_of_each_group_by_their_tokens() -> None:
+    # 8000 tokens at 0.4097 and 2000 at -0.1: (3277.6 - 200) / 10000.  Only prose was compared with the base.
+    verse = replace(PROSE, name="verse", num_units=2000.0, difference=-0.1, kl_nats_per_token=None, top1_agreement=None)
+    learnt = replace(verse, name="learnt", group="trained", difference=-1.0)
+    assert report_of(PROSE, verse, learnt, QUIZ).drift == (
+        Drift(group="trained", delta_nll=-1.0, kl_nats_per_token=None, top1_agreement=None),
+        Drift(group="base", delta_nll=pytest.approx(0.30776), kl_nats_per_token=0.25, top1_agreement=0.75),
     )
-    trained = "| reviews | accuracy (share) | 200 | 0.5 | 0.75 | +0.25 | [0.18, 0.32] | improved |\n"
-    base = "| general knowledge | exact match (share) | 200 | 0.5 | 0.495 | -0.005 | [-0.035, 0.02] |"
-    assert f"## Trained tasks\n\n{head}{trained}\n## Base abilities\n\n{head}{base} no clear change |\n\n" in text
+    both = replace(verse, kl_nats_per_token=0.5, top1_agreement=0.25)
+    (drift,) = report_of(PROSE, both).drift
+    assert (drift.kl_nats_per_token, drift.top1_agreement) == pytest.approx((0.3, 0.65))
+    assert report_of(QUIZ).drift == ()
 
 
-def test_the_markdown_says_how_to_read_an_unclear_change_and_names_the_methods() -> None:
-    text = render_markdown(report_of(PROSE, QUIZ, REVIEWS))
-    assert '"no clear change" means that the interval includes zero: a change was not shown, which is not' in text
-    assert "BCa bootstrap: reviews, general knowledge (quiz); normal (delta method): prose." in text
-
-
-def test_lost_examples_are_folded_and_an_empty_answer_is_shown() -> None:
-    assert (
-        "## Lost examples\n\n"
-        "<details>\n"
-        "<summary>general knowledge (quiz): 5 lost, 4 gained (exact McNemar p = 1), 1 shown</summary>\n\n"
-        "**Example 1**\n\n"
-        "Prompt:\n\n```text\nCapital of Peru?\n```\n\n"
-        "Target:\n\n```text\nLima\n```\n\n"
-        "Answer before:\n\n```text\nLima\n```\n\n"
-        "Answer after:\n\n```text\n(empty)\n```\n\n"
-        "</details>\n\n"
-    ) in render_markdown(report_of(QUIZ))
-    assert "Lost examples" not in render_markdown(report_of(PROSE))
-    graded = render_markdown(report_of(replace(QUIZ, num_lost=None, num_gained=None, mcnemar_p=None)))
-    assert "<summary>general knowledge (quiz): 1 shown, largest fall first</summary>" in graded
-
-
-def test_the_provenance_is_a_table_sorted_by_key() -> None:
-    assert render_markdown(report_of(QUIZ)).endswith(
-        "## Provenance\n\n"
-        "| Key | Value |\n"
-        "| --- | --- |\n"
-        "| commit | abc123 |\n"
-        "| config_sha256 | f00d |\n"
-        "| seed | 0 |\n"
-        "| step | 100 |\n"
-        '| versions | {"b": "1", "torch": "2"} |\n'
-    )
-
-
-@pytest.mark.parametrize(
-    ("capability", "cell"),
-    [
-        ("a|b", r"a\|b"),
-        ("a\\|b", r"a\\\|b"),
-        ("a\nb\r\nc\rd", "a b c d"),
-        ("`a`", r"\`a\`"),
-        ("*a* ~b~", r"\*a\* \~b\~"),
-        ("_a_ b_c", r"\_a\_ b_c"),
-        ("<b>&amp;", "&lt;b>&amp;amp;"),
-        ("![a](http://x)", r"![a\](http://x)"),
-        ("a\u2028b\x1b\u202ec", r"a\\u2028b\\x1b\\u202ec"),
-    ],
+STAGES = read_off(
+    ContinualMatrix(
+        stages=("base", "stage 1", "stage 2"),
+        tasks=("a", "b", "quiz"),
+        learnt_in=(1, 2, 0),
+        scores_RT=((0.1, 0.2, 0.5), (0.9, 0.3, 0.5), (0.6, 0.8, 0.45)),
+    ),
+    steps=(0, 10, 25),
 )
-def test_no_text_of_a_cell_is_markup(capability: str, cell: str) -> None:
-    row = replace(QUIZ, name="n", capability=capability)
-    assert f"\n| {cell} | exact match (share) | 200 |" in render_markdown(report_of(row))
-
-
-def test_an_example_cannot_close_its_code_block() -> None:
-    nasty = LostExample(prompt="a\n````\n</details>\n# b", target="`", answer_before=None, answer_after="x\r\ny\ud800")
-    text = render_markdown(report_of(replace(QUIZ, lost=(nasty,))))
-    assert "Prompt:\n\n`````text\na\n````\n</details>\n# b\n`````\n\n" in text
-    assert "Target:\n\n```text\n`\n```\n\n" in text
-    assert "Answer before" not in text
-    assert "Answer after:\n\n```text\nx\ny\\ud800\n```\n\n" in text
-
-
-def test_a_long_example_keeps_its_two_ends() -> None:
-    # 301 + 700 characters; 300 are kept at each end: 401 are left out.
-    long = LostExample(prompt="a" * 301 + "b" * 700, target="t", answer_before=None, answer_after=None)
-    text = render_markdown(report_of(replace(QUIZ, lost=(long,))))
-    assert f"```text\n{'a' * 300}\n[... 401 characters left out ...]\n{'b' * 300}\n```" in text
 
 
 def test_a_report_is_read_back_equal(tmp_path: Path) -> None:
-    report = report_of(PROSE, QUIZ, REVIEWS)
-    write_report(tmp_path, report)
-    assert read_report(tmp_path) == report
-    assert render_markdown(read_report(tmp_path)) == render_markdown(report)
-    assert (tmp_path / "report.md").read_text(encoding="utf-8") == render_markdown(report)
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["report.json", "report.md"]
+    report = build_report([PROSE, QUIZ, REVIEWS], provenance=PROVENANCE, stages=STAGES)
+    for one in (report, report_of(PROSE), report_of(REVIEWS)):
+        write_report(tmp_path / "report.json", one)
+        assert read_report(tmp_path) == one
+    assert [entry.name for entry in tmp_path.iterdir()] == ["report.json"]
 
 
 def test_the_same_report_gives_the_same_bytes_whatever_the_order_of_the_provenance(tmp_path: Path) -> None:
-    for folder, provenance in (("a", PROVENANCE), ("b", dict(reversed(PROVENANCE.items())))):
-        write_report(tmp_path / folder, build_report([QUIZ], provenance=provenance))
-    for name in ("report.json", "report.md"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    raw = json.loads((tmp_path / "a" / "report.json").read_text(encoding="utf-8"))
-    assert list(raw) == ["forgotten", "provenance", "rows", "schema_version", "worst_base"]
-    assert raw["rows"][0]["lost"][0]["prompt"] == "Capital of Peru?"
+    for name, provenance in (("a", PROVENANCE), ("b", dict(reversed(PROVENANCE.items())))):
+        write_report(tmp_path / name, build_report([QUIZ], provenance=provenance))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    raw = json.loads((tmp_path / "a").read_text(encoding="utf-8"))
+    assert list(raw) == [
+        *("capabilities", "drift", "forgotten", "provenance", "recovery", "rows", "schema_version", "stages"),
+        *("verdict", "worst_base"),
+    ]
+    assert (raw["schema_version"], raw["rows"][0]["lost"][0]["prompt"]) == (2, "Capital of Peru?")
 
 
 def test_a_report_without_rows_or_with_a_name_twice_or_with_nan_is_refused() -> None:
@@ -278,23 +261,31 @@ def test_a_report_without_rows_or_with_a_name_twice_or_with_nan_is_refused() -> 
 
 
 def test_a_missing_report_is_told_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"report\.json: cannot be read \(No such file"):
+    with pytest.raises(DataError, match=r"report\.json: cannot be read \(no such file"):
         read_report(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('"schema_version": 1', '"schema_version": 2', "schema_version is 2, 1 is needed"),
-        ('"num_lost"', '"num_gone"', "not a report of schema 1"),
-        ('"target"', '"aim"', "not a report of schema 1"),
-        ('"worst_base"', '"worst"', "not a report of schema 1"),
-        ("{", "[", "not JSON"),
+        ('"schema_version": 2', '"schema_version": 1', "schema_version is 1, 2 is needed"),
+        ('"schema_version": 2,', "", "schema_version is None, 2 is needed|not a JSON object"),
+        ('"num_lost"', '"num_gone"', "not a report of schema 2"),
+        ('"target"', '"aim"', "not a report of schema 2"),
+        ('"worst_base"', '"worst"', "not a report of schema 2"),
+        ('"delta_nll"', '"delta"', "not a report of schema 2"),
+        ('"learnt_in"', '"learned_in"', "not a report of schema 2"),
+        ('"ability_delta"', '"delta"', "not a report of schema 2"),
+        ('"capability": "prose",\n      "rows"', '"rows"', "not a report of schema 2"),
+        ("{", "[", "not a JSON object"),
     ],
 )
 def test_a_report_of_another_shape_is_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
-    write_report(tmp_path, report_of(QUIZ))
     path = tmp_path / "report.json"
-    path.write_text(path.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
-    with pytest.raises(DataError, match=rf"report\.json: {message}.* Make the report again\."):
+    write_report(path, build_report([QUIZ, PROSE], provenance={}, stages=STAGES))
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    with pytest.raises(DataError, match=rf"report\.json: ({message}).* Make the report again\.") as caught:
         read_report(tmp_path)
+    assert "\n" not in str(caught.value)

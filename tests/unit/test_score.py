@@ -17,7 +17,8 @@ from trainer.distributed import World
 from trainer.evaluation.examples import EvaluationExample
 from trainer.evaluation.records import ExampleRecord
 from trainer.evaluation.score import score_task
-from trainer.evaluation.suite import EvaluationTask, SuiteTask
+from trainer.evaluation.suite import EvaluationTask
+from trainer.evaluation.suite_schema import SuiteTask
 
 V = 64
 ODDS = {"p": {"x": 0.5, "y": 0.4}, "x": {"x": 0.5}, "y": {"y": 0.1}}
@@ -36,6 +37,8 @@ class Padding:
 
 class TableEngine:
     """Says what a table of odds says."""
+
+    cache_obstacle = "a stand-in takes each candidate as a text of its own"
 
     def __init__(self, log_odds_VV: Tensor) -> None:
         self.world = World(0, 1, 0, torch.device("cpu"))
@@ -80,7 +83,7 @@ def example_of(prompt: str, *, target: str, candidates: Sequence[str], number: i
 def task_of(kind: str, **fields: Any) -> EvaluationTask:
     fields |= {"choices_column": "c"} if kind == "choice" else {}
     spec = SuiteTask.model_validate({"kind": kind, "data": "d", "prompt": "p", "response": "r", **fields})
-    return EvaluationTask(name="n", capability="n", group="base", spec=spec)
+    return EvaluationTask(name="n", capability="n", examples="n", group="base", spec=spec)
 
 
 def scored(
@@ -93,7 +96,7 @@ def scored(
     padding: Any = Padding()
     return score_task(
         engine, task, examples, encoder=padding, examples_per_batch=examples_per_batch, check_stop=check_stop
-    )
+    ).records
 
 
 def test_a_text_costs_the_summed_nats_of_its_response_and_weighs_its_tokens() -> None:

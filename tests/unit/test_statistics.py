@@ -1,23 +1,33 @@
-"""Intervals and p values: worked by hand where possible, calibrated by simulation where not."""
+"""Intervals, worked by hand or a slow second way; how well they are calibrated: test_calibration."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize_scalar
 
 from trainer.evaluation.statistics import (
-    BCA,
+    CLUSTERED,
+    CLUSTERED_FLIPS,
     EXACT_ALIKE,
+    EXACT_CLUSTERS_ALIKE,
+    EXACT_IDENTICAL,
     EXACT_UNCHANGED,
-    NORMAL,
-    PERCENTILE,
-    mcnemar_exact,
+    LINEARISED,
+    SCORE,
+    SCORE_OF_CLUSTERS,
     paired_difference,
+    score_interval,
 )
 
 ROUNDING = 1e-12
 Z_95 = 1.959963984540054
 """0.975 quantile of the standard normal."""
+T_95_299 = 1.9679296691
+"""0.975 quantile of Student's t with 299 degrees of freedom."""
+T_95_3 = 3.1824463053
+"""0.975 quantile of Student's t with 3 degrees of freedom."""
 
 
 def test_a_loss_per_token_is_a_ratio_of_sums_not_a_mean_of_ratios() -> None:
@@ -28,126 +38,206 @@ def test_a_loss_per_token_is_a_ratio_of_sums_not_a_mean_of_ratios() -> None:
     assert result.difference == pytest.approx(0.1, abs=ROUNDING)
 
 
-def test_the_normal_interval_is_the_delta_method_of_a_ratio() -> None:
+def test_the_interval_of_symmetric_residuals_is_students_with_the_delta_method() -> None:
     # 150 examples with (d, w) = (1, 1) and 150 with (1, 3): D = 300 / 600 = 0.5.
-    # r = d - D w = 0.5 and -0.5: sum r^2 = 300 * 0.25 = 75.  SE = sqrt(300 / 299 * 75) / 600.
+    # r = d - D w = 0.5 and -0.5, so not skewed: sum r^2 = 300 * 0.25 = 75.  SE = sqrt(300 / 299 * 75) / 600.
     result = paired_difference([0.0] * 300, [1.0] * 300, weights=[1.0] * 150 + [3.0] * 150)
-    half_width = Z_95 * math.sqrt(300 / 299 * 75) / 600
-    assert result.method == NORMAL
-    assert result.difference == 0.5
-    assert result.interval_low == pytest.approx(0.5 - half_width, abs=ROUNDING)
-    assert result.interval_high == pytest.approx(0.5 + half_width, abs=ROUNDING)
+    error = math.sqrt(300 / 299 * 75) / 600
+    assert (result.method, result.num_clusters, result.difference) == (LINEARISED, 300, 0.5)
+    assert result.standard_error == pytest.approx(error, abs=ROUNDING)
+    assert result.interval_low == pytest.approx(0.5 - T_95_299 * error, abs=1e-10)
+    assert result.interval_high == pytest.approx(0.5 + T_95_299 * error, abs=1e-10)
 
 
-def test_the_normal_interval_of_flips_has_the_binary_standard_error() -> None:
-    # n = 400, 40 lost and 20 gained: Delta = -0.05.  SE^2 = ((40 + 20) / 400 - 0.05^2) / 400 * 400 / 399.
-    before = [1.0] * 40 + [0.0] * 20 + [1.0] * 340
-    after = [0.0] * 40 + [1.0] * 20 + [1.0] * 340
-    result = paired_difference(before, after)
-    half_width = Z_95 * math.sqrt((60 / 400 - 0.05**2) / 399)
-    assert result.difference == pytest.approx(-0.05, abs=ROUNDING)
-    assert result.interval_high - result.difference == pytest.approx(half_width, abs=ROUNDING)
+def test_a_long_tail_moves_the_end_on_its_side_outwards_and_leaves_the_other() -> None:
+    # d = 0, 0, 0, 4: D = 1, r = -1, -1, -1, 3: sum r^2 = 12, SE = sqrt(4 / 3 * 12) / 4 = 1.
+    # Skewness: (24 / 4) / (12 / 4)^1.5 = 6 / 5.196 = 1.1547, so a = 1.1547 / 2 = 0.57735, a / 6 = 0.096225.
+    # Hall at -t: 3 / a ((1 + a (-3.182446 - 0.096225))^(1/3) - 1) = 5.196152 (cbrt(-0.892941) - 1) = -10.1998.
+    result = paired_difference([0.0] * 4, [0.0, 0.0, 0.0, 4.0])
+    assert result.standard_error == pytest.approx(1, abs=ROUNDING)
+    assert result.interval_low == pytest.approx(1 - T_95_3, abs=1e-9)
+    assert result.interval_high == pytest.approx(1 + 10.1998, abs=1e-4)
+    mirrored = paired_difference([0.0, 0.0, 0.0, 4.0], [0.0] * 4)
+    assert mirrored.interval_low == pytest.approx(-result.interval_high, abs=ROUNDING)
+    assert mirrored.interval_high == pytest.approx(-result.interval_low, abs=ROUNDING)
+
+
+def test_changes_too_small_to_cube_still_have_an_interval() -> None:
+    small, large = (paired_difference([0.0] * 4, [0.0, 0.0, 0.0, 4.0 * unit]) for unit in (1e-150, 1.0))
+    assert small.interval_low == pytest.approx(large.interval_low * 1e-150, rel=1e-9)
+    assert small.interval_high == pytest.approx(large.interval_high * 1e-150, rel=1e-9)
 
 
 def test_a_wider_confidence_gives_a_wider_interval() -> None:
-    before, after = [0.0] * 300, [1.0, 0.0, 0.0] * 100
-    narrow = paired_difference(before, after, confidence=0.5)
-    wide = paired_difference(before, after, confidence=0.99)
-    assert wide.interval_low < narrow.interval_low < narrow.interval_high < wide.interval_high
+    for binary in (True, False):
+        before, after = [0.0] * 300, [1.0, 0.0, 0.0] * 100
+        narrow = paired_difference(before, after, binary=binary, confidence=0.5)
+        wide = paired_difference(before, after, binary=binary, confidence=0.99)
+        assert wide.interval_low < narrow.interval_low < narrow.interval_high < wide.interval_high
 
 
-def test_the_interval_turns_normal_at_300_examples() -> None:
-    after = [1.0] + [0.0] * 299
-    assert paired_difference([0.0] * 300, after).method == NORMAL
-    assert paired_difference([0.0] * 299, after[:299], num_draws=100).method == BCA
+@pytest.mark.parametrize("num_examples", [2, 100, 1000])
+def test_no_flips_leave_what_a_sample_of_this_size_can_hide(num_examples: int) -> None:
+    # With no flips the score test reads n D = z sqrt(n D (1 - D)), so D = z^2 / (n + z^2): 0.037 at 100.
+    bound = Z_95**2 / (num_examples + Z_95**2)
+    result = paired_difference([1.0] * num_examples, [1.0] * num_examples, binary=True)
+    assert (result.difference, result.method) == (0.0, SCORE)
+    assert (result.interval_low, result.interval_high) == pytest.approx((-bound, bound), abs=ROUNDING)
+    assert result.standard_error == pytest.approx(bound / Z_95, abs=ROUNDING)
 
 
-def test_the_normal_interval_rejects_a_true_null_about_five_times_in_a_hundred() -> None:
-    # 1,000 draws at 5 %: standard error of the rate sqrt(0.05 * 0.95 / 1000) = 0.007, so 0.03 to 0.07 is +-2.9 of them.
-    random = np.random.default_rng(1)
-    num_rejected = 0
-    for _ in range(1_000):
-        tokens = random.integers(5, 60, size=300).astype(float)
-        before = tokens * random.normal(3.0, 0.5, size=300)
-        after = before + np.sqrt(tokens) * random.normal(0.0, 1.0, size=300)
-        result = paired_difference(before.tolist(), after.tolist(), weights=tokens.tolist())
-        num_rejected += not result.interval_low <= 0 <= result.interval_high
-    assert 0.03 < num_rejected / 1_000 < 0.07
+def test_the_score_interval_is_the_published_one() -> None:
+    # Airway hyper-responsiveness before and after stem cell transplantation: 1 and 7 flips of 21 children, with
+    # Tango's interval from -0.517 to -0.026 (Fagerland, Lydersen and Laake, Statistics in Medicine 33 (2014)).
+    assert score_interval(7, 1, num_pairs=21) == pytest.approx((-0.517, -0.026), abs=0.0005)
 
 
-def test_the_bootstrap_interval_covers_the_true_difference_at_100_examples() -> None:
-    # True ratio 0.25. 300 draws at 95 %: standard error of the coverage 0.013, so 0.90 is 4 of them below; few
-    # bootstrap draws and a skewed weight cost one or two points.
-    random = np.random.default_rng(2)
-    num_covered = 0
-    for seed in range(300):
-        tokens = np.round(random.lognormal(3.0, 0.6, size=100)) + 1
-        after = 0.25 * tokens + tokens * (random.exponential(1.0, size=100) - 1)
-        result = paired_difference([0.0] * 100, after.tolist(), weights=tokens.tolist(), seed=seed, num_draws=400)
-        num_covered += result.interval_low <= 0.25 <= result.interval_high
-    assert 0.90 < num_covered / 300 < 0.985
+def most_likely_share_lost(num_lost: int, num_gained: int, *, num_pairs: int, difference: float) -> float:
+    """The share lost that makes the counts most likely if gained - lost is `difference`, by search."""
+    lowest, highest = max(0.0, -difference), (1 - difference) / 2
+
+    def minus_log_likelihood(share: float) -> float:
+        kept = num_pairs - num_lost - num_gained
+        terms = ((num_lost, share), (num_gained, share + difference), (kept, 1 - 2 * share - difference))
+        return -sum(count * math.log(max(chance, 1e-300)) for count, chance in terms if count)
+
+    return float(minimize_scalar(minus_log_likelihood, bounds=(lowest, highest), options={"xatol": 1e-12}).x)
 
 
-def test_the_bootstrap_agrees_with_the_normal_interval_where_both_hold() -> None:
-    # Longer texts change more a token, so a mean of ratios would lie elsewhere. The standard error of the ratio of
-    # sums is worked here (r = d - D w); the bootstrap may differ by a few percent of it.
+@pytest.mark.parametrize(
+    ("num_lost", "num_gained", "num_pairs"), [(7, 1, 21), (40, 20, 160), (3, 1, 1000), (90, 5, 100)]
+)
+def test_the_ends_of_the_score_interval_are_where_the_score_is_the_quantile(
+    num_lost: int, num_gained: int, num_pairs: int
+) -> None:
+    for end in score_interval(num_lost, num_gained, num_pairs=num_pairs):
+        share = most_likely_share_lost(num_lost, num_gained, num_pairs=num_pairs, difference=end)
+        variance = num_pairs * (2 * share + end * (1 - end))
+        assert abs(num_gained - num_lost - num_pairs * end) / math.sqrt(variance) == pytest.approx(Z_95, abs=1e-5)
+
+
+def test_losing_and_gaining_are_mirror_images_and_all_lost_ends_at_minus_one() -> None:
+    low, high = score_interval(12, 3, num_pairs=50)
+    assert score_interval(3, 12, num_pairs=50) == pytest.approx((-high, -low), abs=ROUNDING)
+    # All lost: the share lost is as large as D allows, (1 - D) / 2, and the rest gained. So the score test reads
+    # n (1 + D) = z sqrt(n (1 - D) (1 + D)), and 1 + D = 2 z^2 / (n + z^2).
+    result = paired_difference([1.0] * 50, [0.0] * 50, binary=True)
+    assert result.interval_low == pytest.approx(-1, abs=ROUNDING)
+    assert result.interval_high == pytest.approx(-1 + 2 * Z_95**2 / (50 + Z_95**2), abs=ROUNDING)
+
+
+def test_binary_scores_have_the_score_interval_of_their_flips() -> None:
+    before = [1.0] * 40 + [0.0] * 20 + [1.0] * 340
+    after = [0.0] * 40 + [1.0] * 20 + [1.0] * 340
+    result = paired_difference(before, after, binary=True)
+    low, high = score_interval(40, 20, num_pairs=400)
+    assert (result.interval_low, result.interval_high, result.method) == (low, high, SCORE)
+    assert result.difference == pytest.approx(-0.05, abs=ROUNDING)
+    assert result.standard_error == pytest.approx((high - low) / (2 * Z_95), abs=ROUNDING)
+
+
+def test_clusters_count_as_one_each() -> None:
+    # Sizes 1, 1, 2, 2 with d = 1, 3, (0, 0), (2, 6): D = 12 / 6 = 2, r = -1, 1, -4, 4: sum r^2 = 34, not skewed.
+    # SE = sqrt(4 / 3 * 34) / 6.
+    result = paired_difference([0.0] * 6, [1.0, 3.0, 0.0, 0.0, 2.0, 6.0], clusters=["a", "b", "c", "c", "d", "d"])
+    error = math.sqrt(4 / 3 * 34) / 6
+    assert (result.num_examples, result.num_clusters, result.method) == (6, 4, CLUSTERED)
+    assert result.standard_error == pytest.approx(error, abs=ROUNDING)
+    assert result.interval_low == pytest.approx(2 - T_95_3 * error, abs=1e-9)
+    assert result.interval_high == pytest.approx(2 + T_95_3 * error, abs=1e-9)
+
+
+def test_a_cluster_of_weighted_examples_is_as_good_as_one_example_with_their_sums() -> None:
     random = np.random.default_rng(3)
-    tokens = random.integers(10, 30, size=299).astype(float)
-    change = 0.1 * tokens**2 + tokens * random.normal(size=299)
-    result = paired_difference([0.0] * 299, change.tolist(), weights=tokens.tolist())
-    ratio = change.sum() / tokens.sum()
-    standard_error = math.sqrt(299) * (change - ratio * tokens).std(ddof=1) / tokens.sum()
-    assert result.method == BCA
-    assert result.interval_low == pytest.approx(ratio - Z_95 * standard_error, abs=0.15 * standard_error)
-    assert result.interval_high == pytest.approx(ratio + Z_95 * standard_error, abs=0.15 * standard_error)
+    tokens, change = random.integers(5, 50, 60).astype(float), random.exponential(1.0, 60)
+    clusters = [f"passage {number % 20}" for number in range(60)]
+    split = paired_difference([0.0] * 60, (tokens * change).tolist(), weights=tokens.tolist(), clusters=clusters)
+    sums = (tokens * change).reshape(3, 20).sum(axis=0), tokens.reshape(3, 20).sum(axis=0)
+    whole = paired_difference([0.0] * 20, sums[0].tolist(), weights=sums[1].tolist())
+    assert split.standard_error == pytest.approx(whole.standard_error, abs=ROUNDING)
+    assert split.interval_low == pytest.approx(whole.interval_low, abs=ROUNDING)
+    assert split.interval_high == pytest.approx(whole.interval_high, abs=ROUNDING)
 
 
-def test_the_same_seed_gives_the_same_interval_and_another_seed_another() -> None:
-    before, after = [0.0] * 9, [0.3, 1.1, 2.7, 0.2, 5.9, 1.4, 0.8, 2.2, 7.1]
-    first = paired_difference(before, after, seed=4)
-    assert paired_difference(before, after, seed=4) == first
-    assert paired_difference(before, after, seed=5).interval_low != first.interval_low
+@pytest.mark.parametrize("binary", [True, False])
+def test_clusters_of_one_example_each_change_nothing(binary: bool) -> None:
+    before, after = [0.0, 1.0, 1.0, 0.0, 1.0], [1.0, 0.0, 0.0, 0.0, 1.0]
+    assert paired_difference(before, after, binary=binary, clusters=list("abcde")) == paired_difference(
+        before, after, binary=binary
+    )
+
+
+def test_binary_clusters_have_the_wider_of_t_and_the_score_interval_of_their_effective_number() -> None:
+    # One of 10 clusters of 10 is lost: D = -0.1, r = -9 once and 1 nine times: SE = sqrt(10 / 9 * 90) / 100 = 0.1.
+    # Independent examples would have 0.1 * 0.9 / 100 = 0.0009: as good as 100 * 0.0009 / 0.1^2 = 9 examples.
+    clusters = [str(index // 10) for index in range(100)]
+    before, after = [1.0] * 100, [0.0] * 10 + [1.0] * 90
+    result = paired_difference(before, after, clusters=clusters, binary=True)
+    score, t = score_interval(0.9, 0, num_pairs=9), paired_difference(before, after, clusters=clusters)
+    assert (result.method, result.standard_error) == (CLUSTERED_FLIPS, t.standard_error)
+    assert result.standard_error == pytest.approx(0.1, abs=ROUNDING)
+    assert result.interval_low == pytest.approx(min(score[0], t.interval_low), abs=1e-9)
+    assert result.interval_high == pytest.approx(max(score[1], t.interval_high), abs=1e-9)
+    assert score[1] > t.interval_high > score[0] > t.interval_low
+
+
+def test_binary_clusters_of_which_none_stands_out_count_once_each() -> None:
+    # No flips in 10 clusters of 10: as little is known as from 10 examples, if whole clusters flip together.
+    clusters = [str(index // 10) for index in range(100)]
+    unflipped = paired_difference([1.0] * 100, [1.0] * 100, clusters=clusters, binary=True)
+    bound = Z_95**2 / (10 + Z_95**2)
+    assert (unflipped.interval_low, unflipped.interval_high) == pytest.approx((-bound, bound), abs=ROUNDING)
+    assert unflipped.method == SCORE_OF_CLUSTERS
+    # One lost in each cluster: 1 lost of 10.
+    alike = paired_difference([1.0] * 100, ([0.0] + [1.0] * 9) * 10, clusters=clusters, binary=True)
+    assert (alike.interval_low, alike.interval_high) == pytest.approx(score_interval(1, 0, num_pairs=10), abs=ROUNDING)
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_identical_outputs_are_exact_and_only_the_caller_can_know_them(binary: bool) -> None:
+    scores = [1.0, 0.0, 1.0, 1.0]
+    result = paired_difference(scores, scores, binary=binary, identical=True)
+    assert (result.difference, result.interval_low, result.interval_high, result.standard_error) == (0, 0, 0, 0)
+    assert result.method == EXACT_IDENTICAL
+    assert paired_difference(scores, scores, binary=binary).method != EXACT_IDENTICAL
+    with pytest.raises(ValueError, match="identical outputs with different scores"):
+        paired_difference(scores, [1.0, 0.0, 1.0, 0.0], binary=binary, identical=True)
 
 
 @pytest.mark.parametrize("num_examples", [2, 50, 300])
-def test_identical_scores_give_an_interval_of_width_zero_that_says_why(num_examples: int) -> None:
+def test_unchanged_real_values_give_an_interval_of_width_zero_that_says_why(num_examples: int) -> None:
     scores = [0.1 * index for index in range(num_examples)]
     result = paired_difference(scores, scores, weights=[1.0 + index for index in range(num_examples)])
     assert (result.difference, result.interval_low, result.interval_high) == (0.0, 0.0, 0.0)
-    assert result.method == EXACT_UNCHANGED
+    assert (result.method, result.standard_error) == (EXACT_UNCHANGED, 0.0)
 
 
 @pytest.mark.parametrize("num_examples", [3, 300])
 def test_differences_in_proportion_to_the_weights_are_exact_too(num_examples: int) -> None:
     # 0.1 is not a binary fraction, so d - D w is rounding error, not zero: it must not count as variance.
     weights = [float(1 + index % 7) for index in range(num_examples)]
-    result = paired_difference([0.0] * num_examples, [0.1 * weight for weight in weights], weights=weights)
+    after = [0.1 * weight for weight in weights]
+    result = paired_difference([0.0] * num_examples, after, weights=weights)
     assert result.interval_low == result.interval_high == pytest.approx(0.1, abs=ROUNDING)
     assert result.method == EXACT_ALIKE
+    clusters = [str(index % 2) for index in range(num_examples)]
+    clustered = paired_difference([0.0] * num_examples, after, weights=weights, clusters=clusters)
+    assert (clustered.method, clustered.standard_error) == (EXACT_CLUSTERS_ALIKE, 0.0)
 
 
 def test_one_example_that_moved_by_rounding_is_not_an_exact_change() -> None:
     before = [5.1] * 300
     result = paired_difference(before, [math.nextafter(5.1, 6.0), *before[1:]])
-    assert result.method == NORMAL
+    assert result.method == LINEARISED
     assert result.interval_low < 0 < result.interval_high
 
 
-@pytest.mark.parametrize("num_examples", [2, 3, 20, 299])
-def test_one_flip_among_many_gives_a_finite_interval_that_reaches_zero(num_examples: int) -> None:
-    # A draw misses the one flip with probability (1 - 1/n)^n, at least 0.25: zero is well inside 95 %.
-    result = paired_difference([1.0] * num_examples, [0.0] + [1.0] * (num_examples - 1))
+@pytest.mark.parametrize("num_examples", [2, 3, 20, 299, 1000])
+@pytest.mark.parametrize("binary", [True, False])
+def test_one_flip_among_many_gives_a_finite_interval_on_both_sides_of_zero(num_examples: int, binary: bool) -> None:
+    result = paired_difference([1.0] * num_examples, [0.0] + [1.0] * (num_examples - 1), binary=binary)
     assert math.isfinite(result.interval_low)
-    assert -1 <= result.interval_low < result.difference < result.interval_high == 0
-
-
-def test_where_bca_is_undefined_the_percentile_interval_is_used_and_named() -> None:
-    # The acceleration of BCa is a quotient of cubes: of differences of 1e-150 they underflow to 0 / 0.
-    result = paired_difference([0.0] * 10, [1e-150, *[0.0] * 9], num_draws=500)
-    assert result.method == PERCENTILE
-    assert result.interval_low == 0
-    # Of 10 draws with 1/10 each, 3 to 4 hits are the 97.5th percentile (P(at most 3) = 0.987, at most 2 = 0.930).
-    assert 2e-151 <= result.interval_high <= 4e-151
+    assert result.interval_low < result.difference < 0 < result.interval_high < math.inf
 
 
 @pytest.mark.parametrize(
@@ -171,21 +261,23 @@ def test_what_no_interval_can_be_made_of_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("num_lost", "num_gained", "expected"),
+    ("after", "weights", "clusters", "binary", "message"),
     [
-        (0, 0, 1.0),
-        (1, 0, 1.0),  # 2 * 1/2
-        (6, 0, 0.03125),  # 2 * 1/64: the fewest one-sided flips below 0.05
-        (9, 1, 0.021484375),  # 2 * (1 + 10) / 1024
-        (1, 9, 0.021484375),
-        (5, 5, 1.0),  # 2 * 638 / 1024 is above 1
-        (3, 12, 0.03515625),  # 2 * (1 + 15 + 105 + 455) / 32768
+        ([1.0, 0.0, 1.0], None, ["a", "b"], False, "clusters name 2 examples, there are 3"),
+        ([1.0, 0.0, 1.0], None, ["a", "a", "a"], False, "1 cluster"),
+        ([1.0, 0.0, 1.0], None, ["a", "a", "a"], True, "1 cluster"),
+        ([1.0, 0.5, 1.0], None, None, True, "0 or 1"),
+        ([1.0, 0.0, 1.0], [1.0, 2.0, 1.0], None, True, "weight 1"),
     ],
 )
-def test_mcnemar_matches_the_binomial_table(num_lost: int, num_gained: int, expected: float) -> None:
-    assert mcnemar_exact(num_lost, num_gained) == pytest.approx(expected, abs=ROUNDING)
+def test_clusters_and_binary_values_must_fit(
+    after: list[float], weights: list[float] | None, clusters: Sequence[str] | None, binary: bool, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        paired_difference([1.0, 0.0, 0.0], after, weights=weights, clusters=clusters, binary=binary)
 
 
-def test_mcnemar_refuses_a_negative_count() -> None:
-    with pytest.raises(ValueError, match="lost -1"):
-        mcnemar_exact(-1, 3)
+@pytest.mark.parametrize(("num_lost", "num_gained", "num_pairs"), [(-1, 0, 5), (3, 3, 5), (0, 0, 0)])
+def test_counts_that_are_none_are_refused(num_lost: int, num_gained: int, num_pairs: int) -> None:
+    with pytest.raises(ValueError, match="not counts of flips"):
+        score_interval(num_lost, num_gained, num_pairs=num_pairs)

@@ -7,8 +7,9 @@ import pytest
 
 from trainer.config.errors import ConfigError
 from trainer.config.schema import RunConfig
-from trainer.evaluation.forgetting import TaskDescription
-from trainer.evaluation.suite import EvaluationTask, SuiteTask, evaluation_tasks
+from trainer.evaluation.capability_row import TaskDescription
+from trainer.evaluation.suite import EvaluationTask, evaluation_tasks
+from trainer.evaluation.suite_schema import SuiteTask
 
 PROSE = """\
 tasks:
@@ -56,7 +57,7 @@ def complaint(folder: Path, text: str) -> str:
 
 def base_task(**fields: Any) -> EvaluationTask:
     spec = SuiteTask.model_validate({"data": "d.jsonl", "prompt": "p", "response": "r", **fields})
-    return EvaluationTask(name="n", capability="c", group="base", spec=spec)
+    return EvaluationTask(name="n", capability="c", examples="n", group="base", spec=spec)
 
 
 def test_without_a_score_a_trained_task_is_measured_by_its_loss_with_the_end_of_text() -> None:
@@ -103,26 +104,28 @@ def test_a_base_ability_is_measured_under_its_own_name_as_the_suite_says(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("fields", "scorer", "measure", "unit", "higher_is_better"),
+    ("fields", "scorer", "measure", "unit", "higher_is_better", "margin", "tier"),
     [
-        ({"kind": "text"}, "token_nll@1", "loss", "nats/token", False),
-        ({"kind": "choice", "choices": ["a", "b"]}, "choice_accuracy@1", "accuracy", "share", True),
+        ({"kind": "text"}, "token_nll@1", "loss", "nats/token", False, 0.05, "pulse"),
+        ({"kind": "choice", "choices": ["a", "b"]}, "choice_accuracy@1", "accuracy", "share", True, 0.01, "pulse"),
         (
-            {"kind": "choice", "choices_column": "c", "length_normalised": True},
-            "choice_accuracy_per_byte@1",
-            "accuracy",
-            "share",
-            True,
+            {"kind": "choice", "choices_column": "c", "length_normalised": True, "margin": 0.03},
+            *("choice_accuracy_per_byte@1", "accuracy", "share", True, 0.03, "pulse"),
         ),
-        ({"kind": "generate"}, "exact_match@1", "exact match", "share", True),
-        ({"kind": "generate", "scorer": "chrf"}, "chrf@1", "chrF", "share", True),
+        ({"kind": "generate"}, "exact_match@1", "exact match", "share", True, 0.02, "stage"),
+        ({"kind": "generate", "scorer": "chrf"}, "chrf@1", "chrF", "share", True, 0.02, "stage"),
+        ({"kind": "generate", "scorer": "f1", "tier": "full"}, "f1@1", "word F1", "share", True, 0.02, "full"),
+        (
+            {"kind": "generate", "scorer": "numeric", "answer_pattern": "#(.)", "tier": "pulse"},
+            *("numeric@1 of #(.)", "numeric match", "share", True, 0.02, "pulse"),
+        ),
     ],
 )
-def test_each_kind_has_its_scorer_and_its_reading(
-    fields: dict[str, Any], scorer: str, measure: str, unit: str, higher_is_better: bool
+def test_each_kind_has_its_scorer_its_reading_its_margin_and_its_tier(
+    fields: dict[str, Any], scorer: str, measure: str, unit: str, higher_is_better: bool, margin: float, tier: str
 ) -> None:
     task = base_task(**fields)
-    assert task.scorer == scorer
+    assert (task.scorer, task.spec.tier_in_force) == (scorer, tier)
     description = TaskDescription(
         name="n",
         capability="c",
@@ -131,8 +134,51 @@ def test_each_kind_has_its_scorer_and_its_reading(
         measure=measure,
         unit=unit,
         higher_is_better=higher_is_better,
+        margin=margin,
     )
     assert task.descriptions == [description]
+
+
+def test_several_measurements_may_be_of_one_capability(tmp_path: Path) -> None:
+    more = PROSE + PROSE.removeprefix("tasks:\n").replace("prose:", "poems:") + "    capability: prose\n"
+    tasks = tasks_of(config_with(suite=suite_file(tmp_path, more), reviews=REVIEWS))[-2:]
+    assert [(task.name, task.examples, task.capability) for task in tasks] == [
+        ("prose", "prose", "prose"),
+        ("poems", "poems", "prose"),
+    ]
+
+
+def test_a_capability_with_the_name_of_a_trained_task_is_refused(tmp_path: Path) -> None:
+    assert complaint(tmp_path, PROSE + "    capability: reviews\n") == (
+        "suite.yaml: tasks.prose.capability: reviews is a trained task. Rename it."
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("margin: 0.0", "suite.yaml:6: tasks.prose.margin: "),
+        ("margin: -0.1", "suite.yaml:6: tasks.prose.margin: "),
+        ("tier: never", "suite.yaml:6: tasks.prose.tier: "),
+        ("few_shot: {data: d.jsonl, num_examples: 0}", "suite.yaml:6: tasks.prose.few_shot.num_examples: "),
+        ("few_shot: {data: d.jsonl, num_examples: 2}", "suite.yaml:2: tasks.prose: `few_shot` is for the kinds"),
+        ("answer_pattern: 'A: (.)'", "suite.yaml:2: tasks.prose: `answer_pattern` belongs to kind: generate"),
+        ("answer_pattern: 'A: .'", "suite.yaml:6: tasks.prose.answer_pattern: "),
+        ("answer_pattern: '(A): (.)'", "suite.yaml:6: tasks.prose.answer_pattern: "),
+        ("answer_pattern: '('", "suite.yaml:6: tasks.prose.answer_pattern: "),
+    ],
+)
+def test_what_does_not_fit_a_text_is_refused_with_its_line(tmp_path: Path, line: str, message: str) -> None:
+    found = complaint(tmp_path, f"{PROSE}    {line}\n")
+    assert found.startswith(message)
+    assert "\n" not in found
+
+
+def test_solved_examples_do_not_go_with_a_chat_template() -> None:
+    few_shot = {"data": "d.jsonl", "num_examples": 2}
+    assert base_task(kind="generate", few_shot=few_shot).spec.few_shot is not None
+    with pytest.raises(ValueError, match="without a chat template"):
+        base_task(kind="generate", few_shot=few_shot, chat_template=True)
 
 
 def test_an_unknown_key_is_told_with_file_line_and_the_nearest_one(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """What a user can ask of the data: sources, formats, templates, the mixture over tasks and over time."""
 
+import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from trainer.config.course_schema import ReplaySection, StageSection, Weight, course_complaint
 from trainer.config.sections import Name, PositiveInt, Section
+from trainer.config.source_complaint import one_complaint
 
 Format = Literal["templates", "instruction", "completion", "text", "labelled", "ner", "translation", "chat"]
 
@@ -26,14 +28,35 @@ class HubSource(Section):
     """Commit or tag; without it, whatever the cache or the hub names as newest."""
 
 
-Source = str | Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | HubSource
-"""A file, a folder, a pattern such as data/*.jsonl.gz, several of them, or a hub data set."""
+class LmEvalSource(Section):
+    """A task of lm-evaluation-harness, for evaluation alone: its contexts and continuations, scored as ours."""
+
+    lm_eval: str
+    """Name of the task, such as `arc_easy`. Its rows: id, prompt, answer and, of a multiple choice, choices."""
+
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    """Solved examples in front of each document; without it, as many as the task itself says."""
+
+    include_path: str | None = None
+    """Folder with task files of one's own, which may hold Python code that is run."""
+
+    seed: int = 1234
+    """Of the choice of solved examples (the harness's default)."""
+
+
+Source = Annotated[
+    str | Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | HubSource | LmEvalSource,
+    one_complaint(HubSource, LmEvalSource),
+]
+"""A file, a folder, a pattern such as data/*.jsonl.gz, several of them, a hub data set, or a task of lm-eval."""
 
 
 def describe(source: Source) -> str:
     """The source in one line, for messages."""
     if isinstance(source, HubSource):
         return f"hub {source.hub} {source.split}"
+    if isinstance(source, LmEvalSource):
+        return f"lm-eval {source.lm_eval}"
     return source if isinstance(source, str) else ", ".join(source)
 
 
@@ -65,6 +88,24 @@ FORMATS: dict[Format, TemplateSection] = {
 columns it reads: the model's own chat template puts it into words."""
 
 
+Scorer = Literal["exact_match", "f1", "numeric", "chrf"]
+"""How a generated answer is scored: see trainer/evaluation/scorers.py."""
+
+
+def _one_group(pattern: str) -> str:
+    try:
+        num_groups = re.compile(pattern).groups
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {error}") from None
+    if num_groups != 1:
+        raise ValueError(f"has {num_groups} groups; put parentheses around the answer and nothing else")
+    return pattern
+
+
+AnswerPattern = Annotated[str, AfterValidator(_one_group)]
+"""A regular expression with one group: the answer."""
+
+
 class ScoreSection(Section):
     """How the held-out answers of a task are scored, beside their loss."""
 
@@ -74,8 +115,13 @@ class ScoreSection(Section):
     choices: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """The labels to choose from; white space before the response goes before each of them (kind: choice)."""
 
-    scorer: Literal["exact_match", "chrf"] = "exact_match"
-    """exact_match: equal after trimming, 0 or 1. chrf: chrF2 of sacrebleu per sentence, 0 to 1 (kind: generate)."""
+    scorer: Scorer = "exact_match"
+    """exact_match: equal after trimming, 0 or 1. f1: of the words. numeric: the last number is the right one. chrf:
+    chrF2 of sacrebleu per sentence, 0 to 1 (kind: generate)."""
+
+    answer_pattern: AnswerPattern | None = None
+    """Regular expression with one group, which in its last match is the answer; none is a failure of format (kind:
+    generate)."""
 
     max_new_tokens: PositiveInt = 48
     """Longest generated answer, in tokens (kind: generate)."""
@@ -86,6 +132,8 @@ class ScoreSection(Section):
             raise ValueError("kind: choice needs at least two different `choices`")
         if self.kind == "generate" and self.choices:
             raise ValueError("`choices` belongs to kind: choice; remove it or change the kind")
+        if self.kind == "choice" and self.answer_pattern:
+            raise ValueError("`answer_pattern` belongs to kind: generate; remove it or change the kind")
         return self
 
 

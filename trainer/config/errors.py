@@ -6,6 +6,12 @@ Every message says where, what was found, what was wanted and what to do.
 EXIT_DONE = 0
 EXIT_CRASH = 1
 EXIT_INPUT = 2
+EXIT_REGRESSED = 3
+"""A base ability is shown to have regressed beyond its margin."""
+
+EXIT_INCONCLUSIVE = 4
+"""Nothing regressed for certain, but at least one base ability is not shown to be kept."""
+
 EXIT_STOPPED = 75
 """Stopped early with a complete checkpoint: run again to go on (EX_TEMPFAIL of sysexits.h)."""
 

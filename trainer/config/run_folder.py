@@ -67,6 +67,19 @@ class RunFolder:
         """Per-example records of one evaluation task, measured after optimizer step `step`."""
         return self.evaluation / f"step_{step:06d}" / f"{task}.jsonl"
 
+    def null_records(self, task: str) -> Path:
+        """Per-example records of the base, measured a second time in other batches."""
+        return self.evaluation / "step_000000" / "null" / f"{task}.jsonl"
+
+    def kept_tokens(self, task: str) -> Path:
+        """The base's most likely tokens on the text of one evaluation task."""
+        return self.evaluation / "step_000000" / "kept" / f"{task}.npz"
+
+    @property
+    def baseline_notes(self) -> Path:
+        """How long the measurement before training took."""
+        return self.evaluation / "step_000000" / "notes.json"
+
     @property
     def order(self) -> Path:
         """Step, task and id of every example that was trained on (run.record_order)."""

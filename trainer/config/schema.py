@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from trainer.config.data_schema import DataSection
+from trainer.config.evaluation_schema import EvaluationSection
 from trainer.config.sections import PositiveInt, Section, Share
 
 
@@ -193,6 +194,10 @@ class LayoutSection(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is a GPU."""
 
+    threads_per_process: PositiveInt | Literal["auto"] = "auto"
+    """Processor threads of each rank. auto: the cores divided among the ranks. On a CPU another number may change the
+    last digit of a number: torch rounds differently where the work of a thread ends."""
+
     memory_per_device_gib: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     """Memory that one rank may take. auto: that of its GPU, or an equal part of main memory on a CPU."""
 
@@ -212,20 +217,6 @@ class CheckpointSection(Section):
 
     keep_last: PositiveInt = 2
     """Complete checkpoints to keep; older ones are removed after a newer one is complete."""
-
-
-class EvaluationSection(Section):
-    """What is measured before step 0 and after training."""
-
-    suite: str | None = None
-    """YAML file that lists base abilities (see configs/demo_suite.yaml). Without it, forgetting is not measured."""
-
-    max_examples_per_task: PositiveInt = 300
-    """Held-out examples scored for each task, chosen by hash of their id: always the same ones."""
-
-    examples_per_batch: PositiveInt | Literal["auto"] = "auto"
-    """Examples of one evaluation batch. auto: 32, or fewer where the logits of the longest would take over 2 GiB. It
-    never depends on the number of ranks: the same batches give the same numbers."""
 
 
 class RunConfig(Section):

@@ -10,15 +10,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from trainer.config.data_schema import HubSource, Source
+from trainer.config.data_schema import HubSource, LmEvalSource, Source
 from trainer.config.run_folder import read_json_object, write_json
-from trainer.data.sources import hub_fingerprint, list_files
+from trainer.data.sources import hub_fingerprint, list_files, lm_eval_fingerprint
 
 FORMAT_NUMBER = 1
 """Goes up when the same input gives other prepared data."""
 
 LIBRARIES = ("transformers", "tokenizers", "jinja2", "numpy")
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "special_tokens*", "added_tokens*", "chat_template*", "*.model")
+MODEL_FILES = ("*.safetensors", "*.index.json", "config.json", "generation_config.json", *TOKENIZER_FILES)
 SETTLED_SECONDS = 2.0
 """A file that was changed more recently may change again within the same tick of its clock."""
 
@@ -33,10 +34,12 @@ class Fingerprints:
         """What a source holds now, file by file in their order.
 
         Raises:
-            DataError: a file is missing or of no known kind.
+            DataError: a file is missing or of no known kind, or what is no file cannot be read.
         """
         if isinstance(source, HubSource):
             return [hub_fingerprint(source)]
+        if isinstance(source, LmEvalSource):
+            return [lm_eval_fingerprint(source)]
         # The ending says how a file is read; where it lies says nothing.
         return [
             f"{''.join(path.suffixes[-2:])} {self.file(path)}"
@@ -46,6 +49,11 @@ class Fingerprints:
     def tokenizer(self, model_folder: Path) -> list[str]:
         """The files that make the tokenizer of a model."""
         paths = {path for pattern in TOKENIZER_FILES for path in model_folder.glob(pattern) if path.is_file()}
+        return [f"{path.name} {self.file(path)}" for path in sorted(paths)]
+
+    def model(self, folder: Path) -> list[str]:
+        """The files that make a model with its tokenizer. Large ones take a while, the first time."""
+        paths = {path for pattern in MODEL_FILES for path in folder.glob(pattern) if path.is_file()}
         return [f"{path.name} {self.file(path)}" for path in sorted(paths)]
 
     def file(self, path: Path) -> str:

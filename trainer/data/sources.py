@@ -1,10 +1,12 @@
-"""Sources of examples: files, folders, patterns and hub data sets as one stream of rows.
+"""Sources of examples: files, folders, patterns, hub data sets and tasks of lm-eval as one stream of rows.
 
 Rows come one by one, so that memory does not grow with the data, and bad ones are gathered
 with their places instead of ending the stream. Knows nothing of templates and tokens.
 """
 
 import glob
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,9 +18,10 @@ import datasets.exceptions
 import huggingface_hub
 import huggingface_hub.errors
 
-from trainer.config.data_schema import HubSource, Source, describe
+from trainer.config.data_schema import HubSource, LmEvalSource, Source, describe
 from trainer.config.errors import DataError
 from trainer.data.files import WANTED_ENDINGS, Record, Refuse, kind_of, read_file
+from trainer.data.lm_eval_source import read_task, version_of_lm_eval
 
 MAX_NAMED = 10
 """Bad examples that a message names; the others are counted."""
@@ -32,7 +35,8 @@ class Row:
     """One example as it was read."""
 
     where: str
-    """`data/x.jsonl:17`, `x.parquet: row 17` or `hub org/name train: row 17`; lines and rows count from 1."""
+    """`data/x.jsonl:17`, `x.parquet: row 17` or `hub org/name train: row 17`, where lines and rows count from 1, or
+    `lm-eval arc_easy: document 17`, where they count from 0 as in lm-eval's own files."""
 
     values: dict[str, Any]
     """Its columns. All those of CSV and TSV are text."""
@@ -79,7 +83,8 @@ def read_rows(source: Source, *, columns: Mapping[str, str], bad: BadExamples) -
     """The good examples of a source, one by one in a fixed order. The bad ones go to `bad`: call its `finish` after.
 
     Args:
-        source: files, folders (all data files below, by name), patterns, several of them, or a hub data set.
+        source: files, folders (all data files below, by name), patterns, several of them, a hub data set, or a task of
+            lm-eval.
         columns: name that a template uses: column of the source that it stands for. A column of the source that
             has the name of another one's is hidden; the others stay.
         bad: what becomes of bad examples.
@@ -122,6 +127,19 @@ def hub_fingerprint(source: HubSource) -> str:
     return str(_open_hub(source)._fingerprint)
 
 
+def lm_eval_fingerprint(source: LmEvalSource) -> str:
+    """SHA-256 of all that a task of lm-eval requests, and of the version of lm-eval. Its settings, its data and the
+    choice of solved examples are in the requests.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    complaints: list[str] = []
+    records = list(_read_lm_eval(source, complaints.append))
+    text = json.dumps([version_of_lm_eval(), records, complaints], ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _renamed(values: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
     """What a name is mapped to counts, and where that is missing nothing else may stand in for it."""
     rest = {name: value for name, value in values.items() if name not in columns}
@@ -131,6 +149,9 @@ def _renamed(values: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str,
 def _read_source(source: Source, refuse: Refuse) -> Iterator[Record]:
     if isinstance(source, HubSource):
         yield from _read_hub(source)
+        return
+    if isinstance(source, LmEvalSource):
+        yield from _read_lm_eval(source, refuse)
         return
     for path in list_files((source,) if isinstance(source, str) else source):
         yield from read_file(path, refuse)
@@ -215,6 +236,13 @@ def _read_hub(source: HubSource) -> Iterator[Record]:
         raise DataError(f"{name}: empty data set: no example in this split. Take another one.")
     for number, values in enumerate(table, start=1):
         yield f"{name}: row {number}", values
+
+
+def _read_lm_eval(source: LmEvalSource, refuse: Refuse) -> Iterator[Record]:
+    try:
+        yield from read_task(source, refuse)
+    except datasets.exceptions.DatasetsError as error:
+        raise DataError(f"{describe(source)}: its data cannot be read ({_first_line(error)}).") from None
 
 
 def _load_hub(source: HubSource) -> datasets.Dataset:

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor
+from transformers import DynamicCache
 
 from trainer.config.errors import NonFiniteError
 from trainer.config.plan import Plan
 from trainer.data.collate import Batch
 from trainer.distributed import World
-from trainer.engine.forward import logits_of
+from trainer.engine.forward import CachedRows, cache_obstacle, cached_logits_of, logits_of
 from trainer.engine.generation import greedy_continuation
 from trainer.engine.optimizer import adamw, global_norm, refuse_wide_moments
 from trainer.engine.scaling import LossScale
@@ -46,6 +47,7 @@ class PlainEngine:
             raise RuntimeError(f"accelerate sees {self._accelerator.num_processes} ranks, the plan says {world.size}")
         self._optimizer = adamw(model, self._training, num_axes=torch.Tensor.dim)
         self.model = model
+        self.cache_obstacle = cache_obstacle(model.config, attention=self._attention)
         self._wrapped = self._accelerator.prepare(model)
 
     @contextmanager
@@ -61,6 +63,11 @@ class PlainEngine:
         """See Engine."""
         with self._autocast():
             return logits_of(self._wrapped, batch, objective=self._objective, attention=self._attention)
+
+    def forward_cached(self, rows: CachedRows, cache: DynamicCache | None = None) -> Tensor:
+        """See Engine. Past DDP, which has nothing to reduce here."""
+        with torch.no_grad(), self._autocast():
+            return cached_logits_of(self.model, rows, cache, attention=self._attention)
 
     def backward(self, loss: Tensor) -> None:
         """See Engine."""

@@ -5,26 +5,49 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
+from transformers import DynamicCache
 
 from trainer.data.collate import Batch
 from trainer.distributed import World
+from trainer.engine.forward import CachedRows
 from trainer.engine.scaling import LossScale
 
 
-class Engine(Protocol):
-    """One model, its gradients and its optimizer, spread over all ranks."""
+class Scorer(Protocol):
+    """One model that can be asked, on one rank or spread over all of them."""
 
     world: World
-    loss_scale: LossScale
     model: Any
     """The module as transformers or peft made it; its parameters may be partitioned."""
 
-    def microstep(self, *, last: bool) -> AbstractContextManager[None]:
-        """Around one forward and backward; gradients are summed over ranks only in the last of a step."""
-        ...
+    cache_obstacle: str | None
+    """Why `forward_cached` cannot be used with this model, as half a sentence; None where it can."""
 
     def forward(self, batch: Batch) -> Tensor:
         """logits_BTV of a batch on this rank's device; T is 1 for a classifier."""
+        ...
+
+    def forward_cached(self, rows: CachedRows, cache: DynamicCache | None = None) -> Tensor:
+        """logits_BKV of rows on this rank's device, in the precision of `forward`; never trains.
+
+        Args:
+            cache: keys and values of what the rows go on from, of as many rows; those of the rows are appended to it.
+                None where they begin here and nothing goes on from them.
+        """
+        ...
+
+    def generate(self, input_ids_BT: Tensor, attention_mask_BT: Tensor, *, max_new_tokens: int) -> Tensor:
+        """Greedy continuations of left-padded prompts: the new ids only, shape (B, at most max_new_tokens)."""
+        ...
+
+
+class Engine(Scorer, Protocol):
+    """One model, its gradients and its optimizer, spread over all ranks."""
+
+    loss_scale: LossScale
+
+    def microstep(self, *, last: bool) -> AbstractContextManager[None]:
+        """Around one forward and backward; gradients are summed over ranks only in the last of a step."""
         ...
 
     def backward(self, loss: Tensor) -> None:
@@ -41,10 +64,6 @@ class Engine(Protocol):
         Raises:
             NonFiniteError: the norm is not finite; on every rank, and no weight was touched.
         """
-        ...
-
-    def generate(self, input_ids_BT: Tensor, attention_mask_BT: Tensor, *, max_new_tokens: int) -> Tensor:
-        """Greedy continuations of left-padded prompts: the new ids only, shape (B, at most max_new_tokens)."""
         ...
 
     def gather_weights(self) -> dict[str, Tensor]:

@@ -14,7 +14,8 @@ from typing import Any
 import deepspeed
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero.partition_parameters import is_zero_param
-from torch import Tensor
+from torch import Tensor, no_grad
+from transformers import DynamicCache
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from trainer.config.deepspeed import deepspeed_config
@@ -23,7 +24,7 @@ from trainer.config.plan import Plan
 from trainer.config.run_folder import write_json
 from trainer.data.collate import Batch
 from trainer.distributed import World
-from trainer.engine.forward import logits_of
+from trainer.engine.forward import CachedRows, cache_obstacle, cached_logits_of, logits_of
 from trainer.engine.generation import greedy_continuation
 from trainer.engine.optimizer import adamw
 from trainer.engine.scaling import LossScale
@@ -76,6 +77,7 @@ class ZeroEngine:
         self.loss_scale = LossScale(training.precision)
         self.model = model
         self._objective, self._attention = plan.config.objective, plan.config.model.attention
+        self.cache_obstacle = cache_obstacle(model.config, attention=self._attention)
         self._stage = plan.zero_stage
         self._frozen_left_out = plan.config.method == "lora"
         _join(plan)
@@ -98,6 +100,11 @@ class ZeroEngine:
     def forward(self, batch: Batch) -> Tensor:
         """See Engine."""
         return logits_of(self._engine, batch, objective=self._objective, attention=self._attention)
+
+    def forward_cached(self, rows: CachedRows, cache: DynamicCache | None = None) -> Tensor:
+        """See Engine. Through DeepSpeed, whose hooks make each module's weights whole under stage 3."""
+        with no_grad():
+            return cached_logits_of(self._engine, rows, cache, attention=self._attention)
 
     def backward(self, loss: Tensor) -> None:
         """See Engine. DeepSpeed would divide by the accumulation steps unless told not to."""

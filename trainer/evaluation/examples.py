@@ -4,7 +4,7 @@ import hashlib
 import json
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from trainer.config.data_schema import describe
@@ -12,7 +12,8 @@ from trainer.config.errors import DataError
 from trainer.data.sources import Row
 from trainer.data.templates import Rendered
 from trainer.data.tokenize import PromptEncoder
-from trainer.evaluation.suite import EvaluationTask, SuiteTask
+from trainer.evaluation.suite import EvaluationTask
+from trainer.evaluation.suite_schema import FewShotSection, SuiteTask
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,8 @@ class EvaluationExample:
 
     prompt_ids: tuple[int, ...]
     candidate_ids: tuple[tuple[int, ...], ...]
+    cluster: str | None = None
+    """Examples of one cluster are not independent."""
 
     @property
     def prompt_sha256(self) -> str:
@@ -51,9 +54,19 @@ class Selection:
     number of examples, and what is chosen does not depend on their order.
     """
 
-    def __init__(self, task: EvaluationTask, *, encoder: PromptEncoder, context_tokens: int, max_examples: int) -> None:
+    def __init__(
+        self,
+        task: EvaluationTask,
+        *,
+        encoder: PromptEncoder,
+        context_tokens: int,
+        max_examples: int,
+        solved: Sequence[Rendered] = (),
+    ) -> None:
+        """`solved`: one more example than stands in front of each prompt, so that none stands in front of itself."""
         self.task = task
         self._encoder, self._context_tokens, self._max_examples = encoder, context_tokens, max_examples
+        self._solved = solved
         self._chosen: list[_Chosen] = []
         self._overlength: list[str] = []
         self._repeated: list[tuple[str, str]] = []
@@ -79,7 +92,9 @@ class Selection:
             return lambda: self._repeated.append((key, complaint))
         if place == self._max_examples:
             return lambda: None
-        encoded = _encode(spec, example, candidates=candidates, encoder=self._encoder, where=row.where)
+        encoded = _encode(
+            spec, with_solved(example, self._solved, spec.few_shot), candidates, encoder=self._encoder, row=row
+        )
         if _length(encoded, spec) > self._context_tokens:
             return lambda: self._leave_out(key)
         return lambda: self._take(place, _Chosen(key, encoded, example))
@@ -99,6 +114,11 @@ class Selection:
             last = self._chosen[-1].key
             self._overlength = [key for key in self._overlength if key < last]
             self._repeated = [(key, complaint) for key, complaint in self._repeated if key <= last]
+
+    @property
+    def num_chosen(self) -> int:
+        """Examples chosen so far."""
+        return len(self._chosen)
 
     @property
     def repeated(self) -> list[str]:
@@ -133,10 +153,19 @@ def _hash(example_id: str) -> str:
     return hashlib.sha256(example_id.encode()).hexdigest()
 
 
+def with_solved(example: Rendered, solved: Sequence[Rendered], few_shot: FewShotSection | None) -> Rendered:
+    """The example with solved ones in front of its prompt, none of which asks the same question."""
+    if few_shot is None:
+        return example
+    others = [one for one in solved if one.bare_prompt != example.bare_prompt][: few_shot.num_examples]
+    header = "".join(f"{one.prompt}{one.response}{few_shot.separator}" for one in others)
+    return replace(example, prompt=header + example.prompt)
+
+
 def _encode(
-    spec: SuiteTask, example: Rendered, *, candidates: tuple[str, ...], encoder: PromptEncoder, where: str
+    spec: SuiteTask, example: Rendered, candidates: tuple[str, ...], *, encoder: PromptEncoder, row: Row
 ) -> EvaluationExample:
-    answers = candidates
+    answers, where = candidates, row.where
     if encoder.labels:
         answers, prompt_ids = (), encoder.whole_ids(example.prompt)
     elif example.messages:
@@ -159,7 +188,16 @@ def _encode(
         candidates=candidates,
         prompt_ids=tuple(prompt_ids),
         candidate_ids=tuple(map(tuple, candidate_ids)),
+        cluster=_cluster(spec, row),
     )
+
+
+def _cluster(spec: SuiteTask, row: Row) -> str | None:
+    if spec.cluster_column is None:
+        return None
+    if row.values.get(spec.cluster_column) is None:
+        raise DataError(f"{row.where}: no column {spec.cluster_column!r} (cluster_column); name the group of each row.")
+    return str(row.values[spec.cluster_column])
 
 
 def _candidates(spec: SuiteTask, example: Rendered, *, row: Mapping[str, Any], where: str) -> tuple[str, ...]:

@@ -65,17 +65,19 @@ def paired_macro_f1(
     """
     _check_inputs(targets, before=before, after=after, confidence=confidence)
     first, second = macro_f1(targets, before), macro_f1(targets, after)
-    low, high, method = 0.0, 0.0, EXACT_UNCHANGED
+    low, high, error, method = 0.0, 0.0, 0.0, EXACT_UNCHANGED
     if list(before) != list(after):
-        low, high = _interval(
+        low, high, error = _interval(
             targets, before=before, after=after, confidence=confidence, seed=seed, num_draws=num_draws
         )
         method = PERCENTILE_OF_EXAMPLES
     return PairedDifference(
         num_examples=len(targets),
+        num_clusters=len(targets),
         before=first,
         after=second,
         difference=second - first,
+        standard_error=error,
         interval_low=low,
         interval_high=high,
         method=method,
@@ -100,8 +102,11 @@ def _interval(
     confidence: float,
     seed: int,
     num_draws: int,
-) -> tuple[float, float]:
-    """Low and high end of the difference. How often each kind of example is drawn is multinomial: nothing is lost."""
+) -> tuple[float, float, float]:
+    """Low and high end of the difference, and the standard deviation of the draws.
+
+    How often each kind of example is drawn is multinomial: nothing is lost.
+    """
     import numpy as np
 
     (targets_K, before_K, after_K), counts_K = _tally(targets, before, after)
@@ -113,8 +118,9 @@ def _interval(
         old_D = _scores(counts_DK, targets_K=targets_K, answers_K=before_K)
         changes.append(_scores(counts_DK, targets_K=targets_K, answers_K=after_K) - old_D)
     tail = (1 - confidence) / 2
-    low, high = np.quantile(np.concatenate(changes), [tail, 1 - tail])
-    return float(low), float(high)
+    drawn_D = np.concatenate(changes)
+    low, high = np.quantile(drawn_D, [tail, 1 - tail])
+    return float(low), float(high), float(drawn_D.std(ddof=1))
 
 
 def _tally(*columns: Sequence[str]) -> tuple["Integers", "Integers"]:

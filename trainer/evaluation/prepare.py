@@ -1,5 +1,6 @@
 """Held-out examples, chosen and encoded once, kept on disk with their texts."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -11,6 +12,7 @@ from trainer.config.errors import DataError
 from trainer.config.run_folder import write_json
 from trainer.data.artifact import Builder, Say, made_once
 from trainer.data.chunks import TaskRecipe, heldout_chunk, in_order
+from trainer.data.examples import renderer
 from trainer.data.fingerprint import key_of
 from trainer.data.heldout import write_heldout
 from trainer.data.sources import BadExamples, Row, read_rows
@@ -60,17 +62,26 @@ def prepare_capability(
     is_split = tasks[0].trained is not None and tasks[0].trained.heldout is None
     for one in spoken:
         del one["spec"]["data"]  # what it holds is in `source_key`
-    key = key_of("evaluation", source_key, spoken, is_split, context_tokens, max_examples, on_bad_example)
+        for beside in ("margin", "tier", "capability", "recovery_data"):  # they say nothing of the examples
+            del one["spec"][beside]
+        del one["capability"]
+    key = key_of("evaluation with clusters", source_key, spoken, is_split, context_tokens, max_examples, on_bad_example)
     folder = cache / "evaluation" / key
-    what = f"held-out examples of {tasks[0].capability}"
+    what = f"held-out examples of {tasks[0].examples}"
     with made_once(folder, what=what, say=say, timeout_seconds=timeout_seconds) as builder:
         if builder is not None:
             selections = [
-                Selection(task, encoder=encoder, context_tokens=context_tokens, max_examples=max_examples)
+                Selection(
+                    task,
+                    encoder=encoder,
+                    context_tokens=context_tokens,
+                    max_examples=max_examples,
+                    solved=_solved(task),
+                )
                 for task in tasks
             ]
             num_bad = _show_all(selections, on_bad_example, processes=processes, builder=builder)
-            _write(builder.folder, tasks[0].capability, selections, num_bad)
+            _write(builder.folder, tasks[0].examples, selections, num_bad)
     value = json.loads((folder / EXAMPLES).read_text(encoding="utf-8"))
     data = [_read(one) for one in value["tasks"]]
     return Prepared(folder=folder, data=data, num_bad=value["num_bad"])
@@ -80,7 +91,7 @@ def _show_all(selections: Sequence[Selection], on_bad_example: str, *, processes
     """Show every held-out example to all selections; how many were bad."""
     task = selections[0].task
     bad = BadExamples(on_bad_example)  # type: ignore[arg-type]  # error or skip
-    for row, example in _examples(task, bad, processes=processes):
+    for row, example in all_examples(task, bad, processes=processes):
         try:
             shows = [selection.consider(row, example) for selection in selections]
         except DataError as error:
@@ -91,16 +102,44 @@ def _show_all(selections: Sequence[Selection], on_bad_example: str, *, processes
         builder.progress(f"{bad.num_read:,} examples read")
     for complaint in sorted({complaint for selection in selections for complaint in selection.repeated}):
         bad.add(complaint)
-    return bad.finish(f"{task.capability}: held-out examples")
+    return bad.finish(f"{task.examples}: held-out examples")
 
 
-def _examples(task: EvaluationTask, bad: BadExamples, *, processes: int) -> Iterator[tuple[Row, Rendered]]:
+def _solved(task: EvaluationTask) -> list[Rendered]:
+    """The solved examples for a task's prompts, by the hash of their id, with different questions; one to spare."""
+    few_shot = task.spec.few_shot
+    if few_shot is None:
+        return []
+    template = TemplateSection(prompt=task.spec.prompt, response=task.spec.response)
+    section = TaskSection(train=few_shot.data, heldout=few_shot.data, columns={}, templates=(template,))
+    render = renderer(task.name, section)
+    found: dict[str, tuple[str, Rendered]] = {}
+    for row in read_rows(few_shot.data, columns={}, bad=BadExamples("error")):
+        example = render(row.values, where=row.where)
+        key = hashlib.sha256(f"few-shot {example.example_id}".encode()).hexdigest()
+        found[example.bare_prompt] = min((key, example), found.get(example.bare_prompt, ("~", example)), key=_first)
+        if len(found) > few_shot.num_examples + 1:
+            del found[max(found, key=lambda question: found[question][0])]
+    if len(found) <= few_shot.num_examples:
+        raise DataError(
+            f"{describe(few_shot.data)}: {len(found)} different questions: wanted {few_shot.num_examples + 1} for "
+            f"{few_shot.num_examples} in front of each prompt of {task.name}, so that none stands in front of itself."
+        )
+    return [example for _, example in sorted(found.values(), key=_first)]
+
+
+def _first(pair: tuple[str, Rendered]) -> str:
+    return pair[0]
+
+
+def all_examples(task: EvaluationTask, bad: BadExamples, *, processes: int) -> Iterator[tuple[Row, Rendered]]:
+    """Every held-out example of a task, rendered; what is wrong goes to `bad`."""
     spec = task.spec
     template = TemplateSection(prompt=spec.prompt, response=spec.response)
     section = task.trained or TaskSection(train=spec.data, heldout=spec.data, columns={}, templates=(template,))
     recipe = TaskRecipe(
         key="",
-        name=task.capability,
+        name=task.examples,
         task=section,
         model_folder="",
         labels=(),

@@ -34,12 +34,26 @@ class ExampleRecord:
     """What it should have said; may be empty for kind text."""
     answer: str | None
     """What it said; None where nothing is said."""
+    cluster: str | None = None
+    """Examples of one cluster (questions on one passage) are not independent; None: it stands alone."""
+    candidate_nats: tuple[float, ...] = ()
+    """kind choice: negative log-likelihood of each candidate; otherwise empty."""
+    num_bytes: int | None = None
+    """kind text: UTF-8 bytes of the measured text."""
+    is_parsed: bool = True
+    """False where nothing that the scorer can read was answered: a failure of format, not of knowledge."""
+    kl_nats: float | None = None
+    """kind text, where there is a base to compare with: summed KL(base || model) over the tokens; see drift.py."""
+    num_agreeing_tokens: int | None = None
+    """As `kl_nats`: tokens at which both models hold the same token for the most likely one."""
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.value):
             raise ValueError(
                 f"example {self.id!r}: value is {self.value}, which cannot be compared; did the model diverge?"
             )
+        if not all(math.isfinite(nats) for nats in (*self.candidate_nats, self.kl_nats or 0.0)):
+            raise ValueError(f"example {self.id!r}: a log-likelihood is not finite; did the model diverge?")
         if not (math.isfinite(self.weight) and self.weight > 0):
             raise ValueError(f"example {self.id!r}: weight is {self.weight}, a positive number is needed")
 
@@ -77,10 +91,15 @@ def _parse_record(line: bytes, *, where: str) -> ExampleRecord:
     numbers, texts = ("value", "weight"), ("id", "prompt_sha256", "scorer", "prompt", "target")
     wrong = [key for key in numbers if not isinstance(raw[key], int | float) or isinstance(raw[key], bool)]
     wrong += [key for key in texts if not isinstance(raw[key], str)]
-    wrong += ["answer"] if not isinstance(raw["answer"], str | None) else []
+    wrong += [key for key in ("answer", "cluster") if not isinstance(raw[key], str | None)]
+    wrong += [key for key in ("num_bytes", "num_agreeing_tokens") if type(raw[key]) not in (int, type(None))]
+    wrong += ["kl_nats"] if type(raw["kl_nats"]) not in (int, float, type(None)) else []
+    wrong += ["is_parsed"] if not isinstance(raw["is_parsed"], bool) else []
+    nats = raw["candidate_nats"]
+    wrong += ["candidate_nats"] if not isinstance(nats, list) or {*map(type, nats)} - {int, float} else []
     if wrong:
-        raise DataError(f"{where}: wrong type of {', '.join(wrong)}. {', '.join(numbers)}: number; the others: text.")
+        raise DataError(f"{where}: wrong type of {', '.join(wrong)}. Evaluate this task again.")
     try:
-        return ExampleRecord(**raw)
-    except ValueError as error:
+        return ExampleRecord(**{**raw, "candidate_nats": tuple(nats)})
+    except (ValueError, OverflowError) as error:
         raise DataError(f"{where}: {error}") from None

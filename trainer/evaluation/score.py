@@ -6,23 +6,23 @@ ZeRO-3 needs, by repeating the last batch where it has none; so 1, 2 and 4 ranks
 give the same records.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from trainer.data.collate import Batch, Item, collate
 from trainer.data.tokenize import PromptEncoder, TokenizedExample, tail
-from trainer.engine.protocol import Engine
+from trainer.engine.protocol import Scorer
+from trainer.evaluation.drift import Divergence, KeptTokens, divergence, keep_tokens
 from trainer.evaluation.examples import EvaluationExample
+from trainer.evaluation.likelihood import score_candidates
 from trainer.evaluation.records import ExampleRecord
 from trainer.evaluation.scorers import score_answer
 from trainer.evaluation.suite import EvaluationTask
 from trainer.loss import target_nll
-
-Key = tuple[int, int]
-"""(number of the example, number of the candidate)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +32,16 @@ class _Result:
     nats: float = 0.0
     num_tokens: int = 0
     answer: str = ""
+    candidate_nats: tuple[float, ...] = ()
+    kept: KeptTokens | None = None
+    divergence: Divergence | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Sequence:
-    key: Key
+    number: int
+    """Of its example."""
+
     prompt_ids: tuple[int, ...]
     candidate_ids: tuple[int, ...]
 
@@ -45,55 +50,103 @@ class _Sequence:
         return len(self.prompt_ids) + len(self.candidate_ids)
 
 
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What became of a task."""
+
+    records: list[ExampleRecord]
+    kept: dict[str, KeptTokens]
+    """By example id, of those that were to be kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class DriftRequest:
+    """What is to be kept of the base, or compared with it (kind text); both by example id."""
+
+    keep: frozenset[str] = frozenset()
+    base: Mapping[str, KeptTokens] = field(default_factory=dict)
+
+
 def score_task(
-    engine: Engine,
+    engine: Scorer,
     task: EvaluationTask,
     examples: Sequence[EvaluationExample],
     *,
     encoder: PromptEncoder,
     examples_per_batch: int,
     check_stop: Callable[[], None],
-) -> list[ExampleRecord]:
+    drift: DriftRequest = DriftRequest(),
+) -> Scored:
     """Collective: records of all examples, on every rank.
 
     Args:
         check_stop: called on every rank before each batch; raises on all of them to end the measurement.
     """
+    if task.spec.kind == "choice":
+        return Scored(_chosen(engine, task, examples, encoder, examples_per_batch, check_stop), {})
     sequences = [
-        _Sequence((number, candidate), example.prompt_ids, ids)
+        _Sequence(number, example.prompt_ids, example.candidate_ids[0] if example.candidate_ids else ())
         for number, example in enumerate(examples)
-        for candidate, ids in enumerate(example.candidate_ids or ((),))
     ]
-    sequences.sort(key=lambda sequence: (-sequence.length, sequence.key))  # longest first: memory trouble shows at once
+    sequences.sort(
+        key=lambda sequence: (-sequence.length, sequence.number)
+    )  # longest first: memory trouble shows at once
     batches = [sequences[start : start + examples_per_batch] for start in range(0, len(sequences), examples_per_batch)]
     world = engine.world
-    mine: dict[Key, _Result] = {}
+    mine: dict[int, _Result] = {}
     for start in range(0, len(batches), world.size):
         check_stop()
         number = start + world.rank
         batch = batches[min(number, len(batches) - 1)]
         with torch.no_grad():
-            results = _run(engine, batch, task, examples, encoder)
+            results = _run(engine, batch, task, examples, encoder, drift)
         if number < len(batches):
-            mine |= {sequence.key: result for sequence, result in zip(batch, results, strict=True)}
+            mine |= {sequence.number: result for sequence, result in zip(batch, results, strict=True)}
     merged = {key: result for part in world.gather_objects(mine) for key, result in part.items()}
-    return [_record(task, example, number, merged) for number, example in enumerate(examples)]
+    records = [_record(task, example, merged[number]) for number, example in enumerate(examples)]
+    kept = {examples[number].example_id: result.kept for number, result in merged.items() if result.kept}
+    return Scored(records, kept)
+
+
+def _chosen(
+    engine: Scorer,
+    task: EvaluationTask,
+    examples: Sequence[EvaluationExample],
+    encoder: PromptEncoder,
+    examples_per_batch: int,
+    check_stop: Callable[[], None],
+) -> list[ExampleRecord]:
+    """Which candidate the model holds for the most likely one."""
+    likelihoods = score_candidates(
+        engine,
+        examples,
+        pad_token_id=encoder.pad_token_id,
+        examples_per_batch=examples_per_batch,
+        check_stop=check_stop,
+    )
+    return [
+        _record(task, example, _Result(candidate_nats=tuple(one.nats for one in candidates)))
+        for example, candidates in zip(examples, likelihoods, strict=True)
+    ]
 
 
 def _run(
-    engine: Engine,
+    engine: Scorer,
     batch: Sequence[_Sequence],
     task: EvaluationTask,
     examples: Sequence[EvaluationExample],
     encoder: PromptEncoder,
+    drift: DriftRequest,
 ) -> list[_Result]:
     if task.labels:
-        return _classify(engine, batch, [examples[sequence.key[0]].target for sequence in batch], encoder)
-    return _generate(engine, batch, task, encoder) if task.spec.kind == "generate" else _nll(engine, batch, encoder)
+        return _classify(engine, batch, [examples[sequence.number].target for sequence in batch], encoder)
+    if task.spec.kind == "generate":
+        return _generate(engine, batch, task, encoder)
+    return _nll(engine, batch, [examples[sequence.number].example_id for sequence in batch], encoder, drift)
 
 
 def _classify(
-    engine: Engine, batch: Sequence[_Sequence], targets: Sequence[str], encoder: PromptEncoder
+    engine: Scorer, batch: Sequence[_Sequence], targets: Sequence[str], encoder: PromptEncoder
 ) -> list[_Result]:
     """The head's label of each text, and the nats of the right one."""
     tokenized = [
@@ -107,13 +160,22 @@ def _classify(
     return [_Result(nats, 1, label) for nats, label in zip(nll_BT.sum(dim=1).tolist(), labels, strict=True)]
 
 
-def _nll(engine: Engine, batch: Sequence[_Sequence], encoder: PromptEncoder) -> list[_Result]:
-    """Summed nats and tokens of each sequence's candidate."""
+def _nll(
+    engine: Scorer, batch: Sequence[_Sequence], names: Sequence[str], encoder: PromptEncoder, drift: DriftRequest
+) -> list[_Result]:
+    """Summed nats and tokens of each sequence's candidate; what is kept of it, or how far it has moved."""
     tokenized = [tail(sequence.prompt_ids, sequence.candidate_ids) for sequence in batch]
     padded = _padded(tokenized, encoder).to(engine.world.device)
-    nll_BT, supervised_BT = target_nll(engine.forward(padded), padded.targets_BT)
+    logits_BTV = engine.forward(padded)
+    nll_BT, supervised_BT = target_nll(logits_BTV, padded.targets_BT)
     nats_B, tokens_B = nll_BT.sum(dim=1).tolist(), supervised_BT.sum(dim=1).tolist()
-    return [_Result(nats, tokens) for nats, tokens in zip(nats_B, tokens_B, strict=True)]
+    results = []
+    for row, name in enumerate(names):
+        logits_NV = logits_BTV[row, supervised_BT[row]]
+        kept = keep_tokens(logits_NV) if name in drift.keep else None
+        moved = divergence(logits_NV, drift.base[name]) if name in drift.base else None
+        results.append(_Result(nats_B[row], tokens_B[row], kept=kept, divergence=moved))
+    return results
 
 
 def _padded(examples: Sequence[TokenizedExample], encoder: PromptEncoder) -> Batch:
@@ -121,7 +183,7 @@ def _padded(examples: Sequence[TokenizedExample], encoder: PromptEncoder) -> Bat
 
 
 def _generate(
-    engine: Engine, batch: Sequence[_Sequence], task: EvaluationTask, encoder: PromptEncoder
+    engine: Scorer, batch: Sequence[_Sequence], task: EvaluationTask, encoder: PromptEncoder
 ) -> list[_Result]:
     """Greedy answers, trimmed."""
     width = max(len(sequence.prompt_ids) for sequence in batch)
@@ -142,22 +204,29 @@ def _generate(
 def _record(
     task: EvaluationTask,
     example: EvaluationExample,
-    number: int,
-    results: dict[Key, _Result],
+    result: _Result,
 ) -> ExampleRecord:
-    value, weight, answer = 0.0, 1.0, None
+    value, weight, answer, beside = 0.0, 1.0, None, dict[str, Any]()
     match task.spec.kind:
         case "text":
-            value, weight = results[number, 0].nats, float(results[number, 0].num_tokens)
+            value, weight = result.nats, float(result.num_tokens)
+            beside["num_bytes"] = len(example.candidates[0].encode())
+            if result.divergence is not None:
+                beside["kl_nats"] = result.divergence.kl_nats
+                beside["num_agreeing_tokens"] = result.divergence.num_agreeing_tokens
         case "choice":
-            answer = _most_likely(task, example, number, results)
-            value = float(answer == example.target)
+            nats = result.candidate_nats
+            answer = _most_likely(example.candidates, nats, per_byte=task.spec.length_normalised)
+            value, beside["candidate_nats"] = float(answer == example.target), nats
         case "classify":
-            answer = results[number, 0].answer
+            answer = result.answer
             value = float(answer == example.target)
         case "generate":
-            answer = results[number, 0].answer
-            value = score_answer(answer, example.target.strip(), scorer=task.spec.scorer)
+            answer, spec = result.answer, task.spec
+            scored = score_answer(
+                answer, example.target.strip(), scorer=spec.scorer, answer_pattern=spec.answer_pattern
+            )
+            value, beside["is_parsed"] = scored.value, scored.is_parsed
     return ExampleRecord(
         id=example.example_id,
         prompt_sha256=example.prompt_sha256,
@@ -167,12 +236,12 @@ def _record(
         prompt=example.prompt,
         target=example.target,
         answer=answer,
+        cluster=example.cluster,
+        **beside,
     )
 
 
-def _most_likely(task: EvaluationTask, example: EvaluationExample, number: int, results: dict[Key, _Result]) -> str:
-    def nats(candidate: int) -> float:
-        total = results[number, candidate].nats
-        return total / len(example.candidates[candidate].encode()) if task.spec.length_normalised else total
-
-    return example.candidates[min(range(len(example.candidates)), key=nats)]
+def _most_likely(candidates: Sequence[str], nats: Sequence[float], *, per_byte: bool) -> str:
+    """The first of the most likely candidates."""
+    lengths = [len(text.encode()) if per_byte else 1 for text in candidates]
+    return min(zip(candidates, nats, lengths, strict=True), key=lambda one: one[1] / one[2])[0]

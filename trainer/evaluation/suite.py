@@ -1,75 +1,28 @@
 """What is measured: evaluation tasks from the run's own tasks and from a suite file of base abilities.
 
-A suite file is YAML: `tasks:` maps names to the fields of SuiteTask. No data is read here; no torch.
+No data is read here; no torch.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from trainer.config.data_schema import DataSection, Source, TaskSection
+from trainer.config.data_schema import DataSection, Scorer, TaskSection
 from trainer.config.errors import ConfigError
 from trainer.config.load import load_as
 from trainer.config.schema import RunConfig
-from trainer.config.sections import Name, PositiveInt, Section
-from trainer.evaluation.forgetting import Group, TaskDescription
+from trainer.config.sections import Section
+from trainer.evaluation.capability_row import Group, TaskDescription
+from trainer.evaluation.suite_schema import Suite, SuiteTask
 
-
-class SuiteTask(Section):
-    """One measurement of one capability."""
-
-    kind: Literal["text", "choice", "generate", "classify"]
-    """text: loss of the response. choice: pick among candidates by log-likelihood. generate: answer freely.
-    classify: the label of a classification head (objective: classification)."""
-
-    data: Source
-    """Examples, in any of the forms of a task's `train`; "id" is used where there is one."""
-
-    prompt: str = ""
-    """Jinja template of what the model is given; may be empty for kind text."""
-
-    response: str
-    """Jinja template of the measured text (text) or of the right answer (choice, generate)."""
-
-    choices: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    """Candidates, the same for every example (kind: choice)."""
-
-    choices_column: str | None = None
-    """Column that holds each example's list of candidates (kind: choice)."""
-
-    length_normalised: bool = False
-    """Compare log-likelihood per UTF-8 byte: for candidates of different lengths (kind: choice)."""
-
-    scorer: Literal["exact_match", "chrf"] = "exact_match"
-    """How a generated answer is scored (kind: generate)."""
-
-    max_new_tokens: PositiveInt = 48
-    """Longest generated answer, in tokens (kind: generate)."""
-
-    chat_template: bool = False
-    """Wrap the prompt in the tokenizer's chat template. Base abilities are raw text unless said otherwise."""
-
-    end_of_text: bool = False
-    """Measure the end-of-text token after the response as well (kind: text)."""
-
-    @model_validator(mode="after")
-    def _choices_fit_kind(self) -> Self:
-        if self.kind == "choice" and bool(self.choices) == (self.choices_column is not None):
-            raise ValueError("kind: choice needs either `choices` or `choices_column`")
-        if self.kind != "choice" and (self.choices or self.choices_column):
-            raise ValueError("`choices` and `choices_column` belong to kind: choice")
-        if self.kind != "text" and not self.prompt.strip():
-            raise ValueError(f"kind: {self.kind} needs a `prompt`: without one nothing leads to an answer")
-        return self
-
-
-class Suite(Section):
-    """A suite file."""
-
-    tasks: Annotated[dict[Name, SuiteTask], Field(min_length=1)]
-    """Base abilities, by name."""
+_SCORES: dict[Scorer, str] = {
+    "exact_match": "exact match",
+    "f1": "word F1",
+    "numeric": "numeric match",
+    "chrf": "chrF",
+}
 
 
 class EvaluationTask(Section):
@@ -77,6 +30,9 @@ class EvaluationTask(Section):
 
     name: str
     capability: str
+    examples: str
+    """Name of the held-out examples; tasks that share it measure the same ones."""
+
     group: Group
     spec: SuiteTask
     labels: Annotated[tuple[str, ...], Field(strict=False)] = ()
@@ -95,7 +51,8 @@ class EvaluationTask(Section):
                 return "head_label@1"
             case "choice":
                 return "choice_accuracy_per_byte@1" if self.spec.length_normalised else "choice_accuracy@1"
-        return f"{self.spec.scorer}@1"
+        pattern = f" of {self.spec.answer_pattern}" if self.spec.answer_pattern else ""
+        return f"{self.spec.scorer}@1{pattern}"
 
     @property
     def descriptions(self) -> list[TaskDescription]:
@@ -103,7 +60,7 @@ class EvaluationTask(Section):
         measures = {
             "text": [("loss", "nats/example" if self.labels else "nats/token")],
             "choice": [("accuracy", "share")],
-            "generate": [("chrF" if self.spec.scorer == "chrf" else "exact match", "share")],
+            "generate": [(_SCORES[self.spec.scorer], "share")],
             "classify": [("accuracy", "share"), ("macro-F1", "share")],
         }[self.spec.kind]
         return [
@@ -115,6 +72,7 @@ class EvaluationTask(Section):
                 measure=measure,
                 unit=unit,
                 higher_is_better=self.spec.kind != "text",
+                margin=self.spec.margin_in_force,
             )
             for number, (measure, unit) in enumerate(measures)
         ]
@@ -129,20 +87,46 @@ def evaluation_tasks(config: RunConfig, *, variables: Mapping[str, str]) -> list
     tasks = [task for name, section in config.data.tasks.items() for task in _of_trained_task(name, section, config)]
     if config.evaluation.suite is None:
         return tasks
-    suite = load_as(Suite, Path(config.evaluation.suite), variables=variables)
+    path = Path(config.evaluation.suite)
     owners = {task.name: task.capability for task in tasks} | {name: name for name in config.data.tasks}
-    for name, spec in suite.tasks.items():
+    for base in suite_tasks(path, variables=variables, labels=config.labels):
+        name = base.name
         if name in owners:
             raise ConfigError(
                 f"{config.evaluation.suite}: tasks.{name}: this is also a trained task (data.tasks.{owners[name]}). "
                 "A base ability must not be trained on: rename it or measure something else."
             )
-        if (spec.kind == "classify") != (config.objective == "classification"):
+        if base.capability in config.data.tasks:
             raise ConfigError(
-                f"{config.evaluation.suite}: tasks.{name}.kind: found {spec.kind} under objective {config.objective}: "
+                f"{config.evaluation.suite}: tasks.{name}.capability: {base.capability} is a trained task. Rename it."
+            )
+        clash = {one.name for one in base.descriptions} & {one.name for task in tasks for one in task.descriptions}
+        if clash:
+            raise ConfigError(
+                f"{config.evaluation.suite}: tasks.{name}: {clash.pop()} is measured already. Rename the task."
+            )
+        tasks.append(base)
+    return tasks
+
+
+def suite_tasks(path: Path, *, variables: Mapping[str, str], labels: tuple[str, ...] = ()) -> list[EvaluationTask]:
+    """The measurements of a suite file, for a language model or for a classifier with these labels.
+
+    Raises:
+        ConfigError: the suite file is wrong, or has measurements of the other kind of model.
+    """
+    tasks = []
+    for name, spec in load_as(Suite, path, variables=variables).tasks.items():
+        if (spec.kind == "classify") != bool(labels):
+            found = "classification" if labels else "causal_lm"
+            raise ConfigError(
+                f"{path}: tasks.{name}.kind: found {spec.kind} under objective {found}: "
                 "a classifier answers with its labels (kind: classify), a language model with text (the other kinds)."
             )
-        tasks.append(EvaluationTask(name=name, capability=name, group="base", spec=spec, labels=config.labels))
+        capability = spec.capability or name
+        tasks.append(
+            EvaluationTask(name=name, capability=capability, examples=name, group="base", spec=spec, labels=labels)
+        )
     return tasks
 
 
@@ -151,13 +135,24 @@ def _of_trained_task(name: str, task: TaskSection, config: RunConfig) -> list[Ev
     if config.labels:
         specs["label"] = _spec(task, config.data, kind="classify")
     if (score := task.score) is not None:
-        settings = {"scorer": score.scorer, "max_new_tokens": score.max_new_tokens, "choices": score.choices}
+        settings = {
+            "scorer": score.scorer,
+            "answer_pattern": score.answer_pattern,
+            "max_new_tokens": score.max_new_tokens,
+            "choices": score.choices,
+        }
         specs["accuracy" if score.kind == "choice" else score.scorer] = _spec(
             task, config.data, kind=score.kind, **settings
         )
     return [
         EvaluationTask(
-            name=f"{name}-{measure}", capability=name, group="trained", spec=spec, labels=config.labels, trained=task
+            name=f"{name}-{measure}",
+            capability=name,
+            examples=name,
+            group="trained",
+            spec=spec,
+            labels=config.labels,
+            trained=task,
         )
         for measure, spec in specs.items()
     ]
