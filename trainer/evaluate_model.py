@@ -19,7 +19,7 @@ from trainer.data.tokenize import PromptEncoder, load_tokenizer
 from trainer.engine.inference import InferenceEngine
 from trainer.evaluation.baseline import baseline_cache
 from trainer.evaluation.measure import Measurement, measure_base
-from trainer.evaluation.prepare import prepare_capability
+from trainer.evaluation.prepare import examples_key, prepare_capability
 from trainer.evaluation.suite import suite_tasks
 from trainer.model import COMPUTE_DTYPES, load_base
 from trainer.program import run_program
@@ -66,12 +66,10 @@ def _measurement(request: dict[str, Any], encoder: PromptEncoder, cache: Path, s
     data = []
     for _, several in groupby(tasks, key=lambda task: task.examples):
         group = list(several)
-        spec = group[0].spec
-        solved = fingerprints.source(spec.few_shot.data) if spec.few_shot else []
         prepared = prepare_capability(
             cache / "data",
             group,
-            source_key=key_of(fingerprints.source(spec.data), solved, tokenizer),
+            source_key=examples_key(fingerprints, group[0].spec, tokenizer),
             encoder=encoder,
             context_tokens=request["sequence_length_tokens"],
             max_examples=request["max_examples"],

@@ -26,7 +26,7 @@ from trainer.data.token_store import TaskData
 from trainer.data.tokenize import PromptEncoder, load_tokenizer
 from trainer.distributed import World
 from trainer.evaluation.measure import Measurement
-from trainer.evaluation.prepare import Prepared, prepare_capability
+from trainer.evaluation.prepare import Prepared, examples_key, prepare_capability
 from trainer.evaluation.suite import EvaluationTask, evaluation_tasks
 
 
@@ -104,12 +104,10 @@ class _Reader:
         config, prepared = self._plan.config, {}
         for examples, group in groupby(evaluations, key=lambda task: task.examples):
             tasks = list(group)
-            spec = tasks[0].spec
-            solved = self._fingerprints.source(spec.few_shot.data) if spec.few_shot else []
             one = prepare_capability(
                 self._cache,
                 tasks,
-                source_key=key_of(self._fingerprints.source(spec.data), solved, self._tokenizer_key),
+                source_key=examples_key(self._fingerprints, tasks[0].spec, self._tokenizer_key),
                 encoder=self.encoder,
                 context_tokens=config.data.sequence_length_tokens,
                 max_examples=config.evaluation.max_examples_per_task,

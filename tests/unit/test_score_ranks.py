@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from tests.scoring import SimulatedWorld, Waiting
 from trainer.data.collate import Batch
 from trainer.data.tokenize import PromptEncoder
 from trainer.engine.generation import greedy_continuation
@@ -28,26 +29,6 @@ CPU = torch.device("cpu")
 
 # fp32 sums of at most thirty terms of size 5.
 ROUNDING = 1e-5
-
-
-class Waiting(Exception):
-    """A simulated rank has handed over its part and cannot go on before the others have."""
-
-
-@dataclass
-class SimulatedWorld:
-    """One of several ranks that run after another and share a table of parts."""
-
-    rank: int = 0
-    size: int = 1
-    parts: dict[int, Any] = field(default_factory=dict)
-    device: torch.device = CPU
-
-    def gather_objects(self, value: Any) -> list[Any]:
-        self.parts[self.rank] = value
-        if len(self.parts) < self.size:
-            raise Waiting
-        return [self.parts[rank] for rank in range(self.size)]
 
 
 @dataclass

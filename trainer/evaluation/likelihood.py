@@ -25,6 +25,8 @@ from trainer.evaluation.shared_rows import Key, Row, RowBatch, batches_of_rows, 
 from trainer.loss import target_nll
 
 Batch = TypeVar("Batch")
+AnyKey = TypeVar("AnyKey")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,35 +63,35 @@ def score_candidates(
         def of_rows(rows: list[Row]) -> dict[Key, Likelihood]:
             return _score_rows(engine, row_batch(rows, examples, pad_token_id=pad_token_id), header)
 
-        scored = _dealt(engine.world, batches, of_rows, check_stop)
+        scored = dealt(engine.world, batches, of_rows, check_stop)
     else:
         keys = _batches_of_keys(examples, examples_per_batch=examples_per_batch)
 
         def of_keys(batch: list[Key]) -> dict[Key, Likelihood]:
             return _score_whole(engine, batch, examples, pad_token_id=pad_token_id)
 
-        scored = _dealt(engine.world, keys, of_keys, check_stop)
+        scored = dealt(engine.world, keys, of_keys, check_stop)
     return [
         [scored[number, candidate] for candidate in range(len(example.candidate_ids))]
         for number, example in enumerate(examples)
     ]
 
 
-def _dealt(
+def dealt(
     world: World,
     batches: Sequence[Batch],
-    score: Callable[[Batch], dict[Key, Likelihood]],
+    score: Callable[[Batch], dict[AnyKey, Result]],
     check_stop: Callable[[], None],
-) -> dict[Key, Likelihood]:
-    """Collective: what all ranks together made of the batches."""
-    mine: dict[Key, Likelihood] = {}
+) -> dict[AnyKey, Result]:
+    """Collective: what all ranks together made of the batches. Every rank scores as many."""
+    mine: dict[AnyKey, Result] = {}
     for start in range(0, len(batches), world.size):
         check_stop()
         number = start + world.rank
         scored = score(batches[min(number, len(batches) - 1)])
         if number < len(batches):
             mine |= scored
-    return {key: likelihood for part in world.gather_objects(mine) for key, likelihood in part.items()}
+    return {key: result for part in world.gather_objects(mine) for key, result in part.items()}
 
 
 def _header_cache(engine: Scorer, header_ids: tuple[int, ...]) -> DynamicCache:

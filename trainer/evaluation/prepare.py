@@ -13,15 +13,22 @@ from trainer.config.run_folder import write_json
 from trainer.data.artifact import Builder, Say, made_once
 from trainer.data.chunks import TaskRecipe, heldout_chunk, in_order
 from trainer.data.examples import renderer
-from trainer.data.fingerprint import key_of
+from trainer.data.fingerprint import Fingerprints, key_of
 from trainer.data.heldout import write_heldout
 from trainer.data.sources import BadExamples, Row, read_rows
 from trainer.data.templates import Rendered
 from trainer.data.tokenize import PromptEncoder
 from trainer.evaluation.examples import EvaluationData, EvaluationExample, Selection
 from trainer.evaluation.suite import EvaluationTask
+from trainer.evaluation.suite_schema import SuiteTask
 
 EXAMPLES, HELDOUT = "examples.json", "heldout.jsonl"
+
+
+def examples_key(fingerprints: Fingerprints, spec: SuiteTask, tokenizer_key: str) -> str:
+    """What the examples of a task and those in front of its prompts hold now, and which tokenizer reads them."""
+    solved = fingerprints.source(spec.few_shot.data) if spec.few_shot else []
+    return key_of(fingerprints.source(spec.data), solved, tokenizer_key)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from trainer.data.tokenize import PromptEncoder, TokenizedExample, tail
 from trainer.engine.protocol import Scorer
 from trainer.evaluation.drift import Divergence, KeptTokens, divergence, keep_tokens
 from trainer.evaluation.examples import EvaluationExample
-from trainer.evaluation.likelihood import score_candidates
+from trainer.evaluation.likelihood import dealt, score_candidates
 from trainer.evaluation.records import ExampleRecord
 from trainer.evaluation.scorers import score_answer
 from trainer.evaluation.suite import EvaluationTask
@@ -92,17 +92,13 @@ def score_task(
         key=lambda sequence: (-sequence.length, sequence.number)
     )  # longest first: memory trouble shows at once
     batches = [sequences[start : start + examples_per_batch] for start in range(0, len(sequences), examples_per_batch)]
-    world = engine.world
-    mine: dict[int, _Result] = {}
-    for start in range(0, len(batches), world.size):
-        check_stop()
-        number = start + world.rank
-        batch = batches[min(number, len(batches) - 1)]
+
+    def of_batch(batch: Sequence[_Sequence]) -> dict[int, _Result]:
         with torch.no_grad():
             results = _run(engine, batch, task, examples, encoder, drift)
-        if number < len(batches):
-            mine |= {sequence.number: result for sequence, result in zip(batch, results, strict=True)}
-    merged = {key: result for part in world.gather_objects(mine) for key, result in part.items()}
+        return {sequence.number: result for sequence, result in zip(batch, results, strict=True)}
+
+    merged = dealt(engine.world, batches, of_batch, check_stop)
     records = [_record(task, example, merged[number]) for number, example in enumerate(examples)]
     kept = {examples[number].example_id: result.kept for number, result in merged.items() if result.kept}
     return Scored(records, kept)
